@@ -1,0 +1,219 @@
+"""Frames and their format: the types that every source, sink and codec agrees on.
+
+A frame is a tuple of *component planes*: one two-dimensional array of samples for each of
+Y, U, V, A or R, G, B, A, X, in that order, uint8 up to 8 bits a sample and uint16 above,
+whatever the packing of the FFmpeg pixel format it came in (`X` is the padding byte of `bgr0`).
+Packing and unpacking of pixel formats belongs to `media`; colour transforms to `planes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowarchive.errors import UnsupportedFormat
+
+Plane = NDArray[np.uint8] | NDArray[np.uint16]
+
+MAX_SIDE = 1 << 16
+
+
+@dataclass(frozen=True)
+class PixelLayout:
+    """What an FFmpeg pixel format holds, without its packing.
+
+    Attributes:
+        components: Component letters in plane order, such as "YUV", "RGBX" or "Y".
+        bit_depth: Significant bits of a sample, 8..16.
+        log2_chroma_w: Horizontal subsampling of U and V, as a shift.
+        log2_chroma_h: Vertical subsampling of U and V, as a shift.
+    """
+
+    components: str
+    bit_depth: int
+    log2_chroma_w: int = 0
+    log2_chroma_h: int = 0
+
+
+def _layouts() -> dict[str, PixelLayout]:
+    layouts: dict[str, PixelLayout] = {}
+    for depth in (8, 9, 10, 12, 14, 16):
+        suffix = "" if depth == 8 else f"{depth}le"
+        if depth != 9:
+            layouts[f"gray{suffix}"] = PixelLayout("Y", depth)
+        layouts[f"gbrp{suffix}"] = PixelLayout("RGB", depth)
+        if depth in (8, 10, 12, 16):
+            layouts[f"gbrap{suffix}"] = PixelLayout("RGBA", depth)
+        for name, w, h in (("420", 1, 1), ("422", 1, 0), ("444", 0, 0), ("440", 0, 1)):
+            if name != "440" or depth in (8, 10, 12):
+                layouts[f"yuv{name}p{suffix}"] = PixelLayout("YUV", depth, w, h)
+            if depth in (8, 9, 10, 16) and name != "440":
+                layouts[f"yuva{name}p{suffix}"] = PixelLayout("YUVA", depth, w, h)
+    layouts["yuv411p"] = PixelLayout("YUV", 8, 2, 0)
+    layouts["yuv410p"] = PixelLayout("YUV", 8, 2, 2)
+    for name, w, h in (("420", 1, 1), ("422", 1, 0), ("444", 0, 0), ("440", 0, 1)):
+        layouts[f"yuvj{name}p"] = PixelLayout("YUV", 8, w, h)
+    for name in ("rgb24", "bgr24"):
+        layouts[name] = PixelLayout("RGB", 8)
+    for name in ("rgba", "bgra", "argb", "abgr"):
+        layouts[name] = PixelLayout("RGBA", 8)
+    for name in ("rgb0", "bgr0", "0rgb", "0bgr"):
+        layouts[name] = PixelLayout("RGBX", 8)
+    layouts["rgb48le"] = PixelLayout("RGB", 16)
+    layouts["rgba64le"] = PixelLayout("RGBA", 16)
+    layouts["nv12"] = PixelLayout("YUV", 8, 1, 1)
+    return layouts
+
+
+PIXEL_LAYOUTS: dict[str, PixelLayout] = _layouts()
+"""Every pixel format that can be packed, by its FFmpeg name (big-endian twins are read as these)."""
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """What every frame of a sequence shares.
+
+    Attributes:
+        width: Luma samples in a row, 1..65536.
+        height: Luma rows, 1..65536.
+        pix_fmt: A name from `PIXEL_LAYOUTS`.
+        time_base: Seconds a tick of `Frame.pts` lasts.
+        rate: Nominal frames a second, None where the source names none.
+        sample_aspect_ratio: Width of a pixel over its height, None where unknown.
+        color_range: FFmpeg's AVCOL_RANGE number (0 unspecified, 1 limited, 2 full).
+        color_primaries: FFmpeg's (= H.273's) number, 2 is unspecified.
+        color_trc: Transfer characteristic, numbered alike.
+        colorspace: Matrix coefficients, numbered alike.
+    """
+
+    width: int
+    height: int
+    pix_fmt: str
+    time_base: Fraction = Fraction(1, 25)
+    rate: Fraction | None = None
+    sample_aspect_ratio: Fraction | None = None
+    color_range: int = 0
+    color_primaries: int = 2
+    color_trc: int = 2
+    colorspace: int = 2
+
+    def __post_init__(self) -> None:
+        if self.pix_fmt not in PIXEL_LAYOUTS:
+            raise UnsupportedFormat(f"pixel format {self.pix_fmt!r} is not supported")
+        if not (0 < self.width <= MAX_SIDE and 0 < self.height <= MAX_SIDE):
+            raise UnsupportedFormat(f"frame size {self.width}x{self.height} is not supported")
+        if self.time_base <= 0:
+            raise UnsupportedFormat(f"time base {self.time_base} is not positive")
+
+    @property
+    def layout(self) -> PixelLayout:
+        """The components and depth of `pix_fmt`."""
+        return PIXEL_LAYOUTS[self.pix_fmt]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 up to 8 bits a sample, uint16 above."""
+        return np.dtype(np.uint8 if self.layout.bit_depth <= 8 else np.uint16)
+
+    @property
+    def plane_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of each component plane; chroma sides are rounded up."""
+        layout = self.layout
+        chroma = (-(-self.height >> layout.log2_chroma_h), -(-self.width >> layout.log2_chroma_w))
+        full = (self.height, self.width)
+        return tuple(chroma if c in "UV" else full for c in layout.components)
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples of all planes of one frame."""
+        return sum(h * w for h, w in self.plane_shapes)
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """Raw size of one frame in bytes."""
+        return self.samples_per_frame * self.dtype.itemsize
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; fractions become [numerator, denominator]."""
+        return {
+            key: [value.numerator, value.denominator] if isinstance(value, Fraction) else value
+            for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> VideoFormat:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UnsupportedFormat: A field is missing, unknown, or out of range.
+        """
+        try:
+            return cls(
+                **{k: Fraction(*v) if isinstance(v, list) else v for k, v in fields.items()}
+            )
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise UnsupportedFormat(f"the video format is malformed: {error}") from error
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture: its component planes and its presentation time.
+
+    Attributes:
+        planes: C-contiguous [rows, columns] arrays, one a component, of the format's dtype.
+        pts: Presentation time in ticks of the format's time base, None where the source has none.
+    """
+
+    planes: tuple[Plane, ...]
+    pts: int | None = None
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{p.dtype}{list(p.shape)}" for p in self.planes)
+        return f"Frame(planes=({shapes}), pts={self.pts})"
+
+    def check(self, video_format: VideoFormat) -> None:
+        """Raise UnsupportedFormat unless the planes are what `video_format` says."""
+        shapes = tuple(p.shape for p in self.planes)
+        if shapes != video_format.plane_shapes:
+            raise UnsupportedFormat(
+                f"a frame's planes are {shapes}, the sequence's are {video_format.plane_shapes}"
+            )
+        if any(p.dtype != video_format.dtype for p in self.planes):
+            raise UnsupportedFormat(f"a frame's samples are not {video_format.dtype}")
+        depth = video_format.layout.bit_depth
+        if depth % 8 and any(p.size and int(p.max()) >> depth for p in self.planes):
+            raise UnsupportedFormat(f"a sample does not fit {depth} bits")
+
+    def digest(self) -> bytes:
+        """BLAKE2b-128 of the planes' samples in order, row by row, little-endian."""
+        digest = hashlib.blake2b(digest_size=16)
+        for plane in self.planes:
+            digest.update(np.ascontiguousarray(plane, dtype=plane.dtype.newbyteorder("<")).data)
+        return digest.digest()
+
+
+class FrameSource(Protocol):
+    """Frames in presentation order, read once; a context manager that frees what it opened."""
+
+    format: VideoFormat
+    frame_count: int | None  # None where only reading to the end tells
+    source_bytes: int | None  # size of what the frames were read from
+    lossy: bool  # the source's own coding had already lost samples
+
+    def __iter__(self) -> Iterator[Frame]: ...
+    def __enter__(self) -> FrameSource: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+class FrameSink(Protocol):
+    """Takes frames in order; the output appears under its name only when `close` succeeds."""
+
+    def write(self, frame: Frame) -> None: ...
+    def __enter__(self) -> FrameSink: ...
+    def __exit__(self, *error: object) -> None: ...
