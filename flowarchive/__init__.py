@@ -23,12 +23,12 @@ if TYPE_CHECKING:
         VerifyReport,
         create,
         info,
-        models,
-        open,  # noqa: A004 - flowarchive.open is meant to read like open
+        open,
         pack,
         unpack,
         verify,
     )
+    from flowarchive.archive import models as list_models
     from flowarchive.errors import (
         BadMagic,
         ChecksumMismatch,
@@ -86,30 +86,39 @@ __all__ = [
     "__version__",
     "create",
     "info",
-    "models",
+    "list_models",
     "open",
     "pack",
     "unpack",
     "verify",
 ]
 
-_IN_ARCHIVE = frozenset(
-    "Archive ArchiveWriter PackReport UnpackReport VerifyReport "
-    "create info models open pack unpack verify".split()
-)
-_IN_FRAMES = frozenset({"Frame", "VideoFormat"})
+_ERRORS = "flowarchive.errors"
+_HOMES = {
+    "Archive": "flowarchive.archive",
+    "ArchiveWriter": "flowarchive.archive",
+    "Frame": "flowarchive.frames",
+    "PackReport": "flowarchive.archive",
+    "UnpackReport": "flowarchive.archive",
+    "VerifyReport": "flowarchive.archive",
+    "VideoFormat": "flowarchive.frames",
+    "create": "flowarchive.archive",
+    "info": "flowarchive.archive",
+    "list_models": "flowarchive.archive",
+    "open": "flowarchive.archive",
+    "pack": "flowarchive.archive",
+    "unpack": "flowarchive.archive",
+    "verify": "flowarchive.archive",
+}
+# `flowarchive.models` is the subpackage, so the public function goes by another name.
+_RENAMED = {"list_models": "models"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _IN_ARCHIVE:
-        home = "flowarchive.archive"
-    elif name in _IN_FRAMES:
-        home = "flowarchive.frames"
-    else:
-        home = "flowarchive.errors"
-    value = getattr(importlib.import_module(home), name)
+    home = importlib.import_module(_HOMES.get(name, _ERRORS))
+    value = getattr(home, _RENAMED.get(name, name))
     globals()[name] = value
     return value
 

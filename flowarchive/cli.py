@@ -1,0 +1,372 @@
+"""The command line: `pack`, `unpack`, `verify`, `info` and `models`.
+
+This file owns the words, the exit codes and the terminal; everything that touches a frame is
+in `archive`, imported inside each command so that `--help` starts without torch. Data goes to
+stdout, errors and progress to stderr. An expected failure is one line, `flowarchive: <message>`,
+and the exit code of its error class; a traceback is a bug.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import flowarchive
+from flowarchive.errors import FlowArchiveError
+
+if TYPE_CHECKING:
+    from flowarchive.archive import PackReport
+    from flowarchive.frames import VideoFormat
+
+Progress = Callable[[int, int | None], None]
+
+SCHEMA = 1
+"""Version of the objects that `--json` prints; fields are only added within a version."""
+
+EXIT_CODES = """\b
+Exit codes:
+    0  done, and every check that was asked for passed
+    1  any failure that has no code of its own
+    2  the command line is wrong
+    4  integrity: damage, or a frame that is not the one packed
+    6  input, format version, feature or model not supported
+    7  the output exists and --force was not given
+    8  a limit was met: sizes, memory or disk space
+    9  the source changed while it was read
+   10  input not found, or not permitted
+   13  this machine fails the exactness check
+  130  interrupted (141: stdout was closed, 143: terminated)"""
+
+app = typer.Typer(
+    name="flowarchive",
+    help="Pack video into lossless .flow archives, and get every sample of it back.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class EmbedModel(StrEnum):
+    """Whether the model's weights travel inside the archive."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+ArchivePath = Annotated[str, typer.Argument(metavar="IN.flow", help="The archive.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", min=0, metavar="N", help="Threads; 0 uses every core.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON; the last line is a summary or an exit_error.")
+]
+
+
+def main() -> None:
+    """Run the command line and exit with the documented code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app(prog_name="flowarchive")
+
+
+def _terminate(number: int, frame: object) -> None:
+    """Leave by way of every `finally`, so that no temporary file stays behind."""
+    raise SystemExit(128 + number)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"flowarchive {flowarchive.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Pack video into lossless .flow archives, and get every sample of it back."""
+
+
+@app.command(epilog=EXIT_CODES)
+def pack(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="INPUT", help="Video file, .y4m, .npy, or a folder of images."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="OUT.flow", help="Default: INPUT's name .flow."),
+    ] = None,
+    force: Force = False,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="A model of `flowarchive models`, or a file.")
+    ] = "idf",
+    chunk_frames: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Frames that are coded, and read, together."),
+    ] = None,
+    embed_model: Annotated[
+        EmbedModel,
+        typer.Option(help="Store the model in the archive; auto: if it adds at most 1 %."),
+    ] = EmbedModel.auto,
+    jobs: Jobs = 0,
+    as_json: Json = False,
+) -> None:
+    """Pack the decoded frames of INPUT: every sample, timestamp and the color description."""
+    with _reported(as_json):
+        from flowarchive import archive
+
+        with _progress("packing") as progress:
+            report = archive.pack(
+                source,
+                output,
+                model=model,
+                chunk_frames=chunk_frames,
+                embed_model=embed_model.value,
+                jobs=jobs or None,
+                force=force,
+                progress=progress,
+            )
+        if as_json:
+            samples = max(1, report.samples)
+            _print_summary(
+                "pack",
+                report,
+                bits_per_sample=8 * report.archive_bytes / samples,
+                ideal_bits_per_sample=report.ideal_bits / samples,
+                promise="samples",
+            )
+        else:
+            print("\n".join(_pack_lines(report)))
+
+
+@app.command(epilog=EXIT_CODES)
+def unpack(
+    archive_path: ArchivePath,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="By suffix: .mkv (FFV1), .y4m, .yuv, .npy; without one, a folder of PNG.",
+        ),
+    ] = None,
+    force: Force = False,
+    jobs: Jobs = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the frames of an archive, each checked against the hash of what was packed."""
+    with _reported(as_json):
+        from flowarchive import archive
+
+        with _progress("unpacking") as progress:
+            report = archive.unpack(
+                archive_path, output, jobs=jobs or None, force=force, progress=progress
+            )
+        if as_json:
+            _print_summary("unpack", report)
+        else:
+            print(f"{report.output}: {_frames_text(report.frames, report.format)}")
+            print(f"time     {_pace(report.frames, report.seconds)}")
+
+
+@app.command(epilog=EXIT_CODES)
+def verify(
+    archive_path: ArchivePath,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="INPUT", help="Also compare with this source, sample by sample."),
+    ] = None,
+    jobs: Jobs = 0,
+    as_json: Json = False,
+) -> None:
+    """Decode the whole archive and check every frame against the hash of what was packed."""
+    with _reported(as_json):
+        from flowarchive import archive
+
+        with _progress("verifying") as progress:
+            report = archive.verify(
+                archive_path, source=source, jobs=jobs or None, progress=progress
+            )
+        if as_json:
+            _print_summary("verify", report)
+        else:
+            against = "their hashes and the source" if report.source_checked else "their hashes"
+            print(
+                f"{archive_path}: good; {report.frames} frames in {report.chunks} chunks"
+                f" equal {against}"
+            )
+            print(f"time     {_pace(report.frames, report.seconds)}")
+
+
+@app.command(epilog=EXIT_CODES)
+def info(archive_path: ArchivePath, as_json: Json = False) -> None:
+    """Show what an archive holds, from its header and index; decodes nothing."""
+    with _reported(as_json):
+        from flowarchive import archive
+
+        facts = archive.info(archive_path)
+        if as_json:
+            _print_json({"type": "summary", "command": "info", **facts})
+        else:
+            print("\n".join(_fact_lines(facts)))
+
+
+@app.command(epilog=EXIT_CODES)
+def models(as_json: Json = False) -> None:
+    """List the models that come with the package."""
+    with _reported(as_json):
+        from flowarchive import archive
+
+        found = archive.models()
+        if as_json:
+            _print_json({"type": "summary", "command": "models", "models": found})
+        else:
+            print("\n\n".join("\n".join(_fact_lines(model)) for model in found))
+
+
+@contextmanager
+def _reported(as_json: bool) -> Iterator[None]:
+    """Turn every expected failure inside into one line and its exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads any more: stay quiet, also when the interpreter flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(128 + signal.SIGPIPE) from None
+    except (FlowArchiveError, OSError, MemoryError, KeyboardInterrupt) as error:
+        code, message = _diagnosis(error)
+        print(f"flowarchive: {message}", file=sys.stderr)
+        if as_json:
+            _print_json({"type": "exit_error", "code": code, "message": message})
+        raise typer.Exit(code) from None
+
+
+def _diagnosis(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the one line for an expected failure."""
+    if isinstance(error, FlowArchiveError):
+        return error.exit_code, _printable(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
+    if isinstance(error, MemoryError):
+        return 8, "out of memory"
+    code = 1
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
+            code = 8
+        elif isinstance(error, (FileNotFoundError, PermissionError)):
+            code = 10
+        if error.strerror and error.filename is not None:
+            return code, _printable(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    return code, _printable(error)
+
+
+def _printable(text: object) -> str:
+    """One line of `text` with control characters and undecodable bytes escaped."""
+    line = " ".join(str(text).split()) or type(text).__name__
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+@contextmanager
+def _progress(verb: str) -> Iterator[Progress | None]:
+    """A bar on stderr where that is a terminal, and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_summary(command: str, report: Any, **more: object) -> None:
+    values = {field.name: getattr(report, field.name) for field in fields(report)}
+    _print_json({"type": "summary", "command": command, **values, **more})
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    # ASCII only: a path that is not UTF-8 stays readable as its surrogate escapes.
+    print(json.dumps({"schema": SCHEMA, **values}, default=_plain))
+
+
+def _plain(value: object) -> object:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, Fraction):
+        return [value.numerator, value.denominator]
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _pack_lines(report: PackReport) -> Iterator[str]:
+    samples = max(1, report.samples)
+    rate = 8 * report.archive_bytes / samples
+    ideal = report.ideal_bits / samples
+    share = 100 * report.archive_bytes / max(1, report.raw_bytes)
+    stored = f" ({report.chunks_stored} stored)" if report.chunks_stored else ""
+    where = "embedded" if report.model_embedded else "named by its SHA-256, not embedded"
+    yield _printable(f"{report.output}: {_frames_text(report.frames, report.format)}")
+    yield f"raw      {report.raw_bytes:,} bytes, {report.samples:,} samples"
+    yield (
+        f"archive  {report.archive_bytes:,} bytes, {share:.1f} % of raw,"
+        f" {report.chunks} chunks{stored}"
+    )
+    yield f"rate     {rate:.4f} bits/sample (ideal {ideal:.4f})"
+    yield _printable(f"model    {report.model_name}, {where}")
+    yield f"time     {_pace(report.frames, report.seconds)}"
+    yield (
+        "kept     every sample of every frame, the timestamps and the color description, bit for"
+        " bit; not the source file's own bytes, not its audio"
+    )
+    if report.lossy_source:
+        size = "" if report.source_bytes is None else f" ({report.source_bytes:,} bytes)"
+        yield (
+            f"note     the source{size} was coded with loss before; its frames take"
+            f" {report.archive_bytes:,} bytes without further loss"
+        )
+
+
+def _frames_text(frames: int, video_format: VideoFormat) -> str:
+    return f"{frames} frames, {video_format.width}x{video_format.height} {video_format.pix_fmt}"
+
+
+def _pace(frames: int, seconds: float) -> str:
+    return f"{seconds:.2f} s, {frames / max(seconds, 1e-9):.2f} frames/s"
+
+
+def _fact_lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """Lay out a JSON object as aligned lines; long lists are counted, not printed."""
+    width = max((len(key) for key in facts), default=0)
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}"
+            yield from _fact_lines(value, indent + "  ")
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, (dict, list)) for v in value):
+            yield f"{indent}{key:<{width}}  {len(value)}"
+        else:
+            if key in ("time_base", "rate", "sample_aspect_ratio") and isinstance(value, list):
+                value = "/".join(map(str, value))
+            yield f"{indent}{key:<{width}}  {_printable(value)}"
