@@ -30,7 +30,8 @@ class PixelLayout:
 
     Attributes:
         components: Component letters in plane order, such as "YUV", "RGBX" or "Y".
-        bit_depth: Significant bits of a sample, 8..16.
+        bit_depth: Bits that hold every sample, 8..16 (the samples of rgb555le and its like, of 5
+            and 6 bits, have 8).
         log2_chroma_w: Horizontal subsampling of U and V, as a shift.
         log2_chroma_h: Vertical subsampling of U and V, as a shift.
     """
@@ -45,29 +46,43 @@ def _layouts() -> dict[str, PixelLayout]:
     layouts: dict[str, PixelLayout] = {}
     for depth in (8, 9, 10, 12, 14, 16):
         suffix = "" if depth == 8 else f"{depth}le"
-        if depth != 9:
-            layouts[f"gray{suffix}"] = PixelLayout("Y", depth)
+        layouts[f"gray{suffix}"] = PixelLayout("Y", depth)
         layouts[f"gbrp{suffix}"] = PixelLayout("RGB", depth)
-        if depth in (8, 10, 12, 16):
+        if depth in (8, 10, 12, 14, 16):
             layouts[f"gbrap{suffix}"] = PixelLayout("RGBA", depth)
         for name, w, h in (("420", 1, 1), ("422", 1, 0), ("444", 0, 0), ("440", 0, 1)):
             if name != "440" or depth in (8, 10, 12):
                 layouts[f"yuv{name}p{suffix}"] = PixelLayout("YUV", depth, w, h)
             if depth in (8, 9, 10, 16) and name != "440":
                 layouts[f"yuva{name}p{suffix}"] = PixelLayout("YUVA", depth, w, h)
+    layouts["yuva422p12le"] = PixelLayout("YUVA", 12, 1, 0)
+    layouts["yuva444p12le"] = PixelLayout("YUVA", 12)
     layouts["yuv411p"] = PixelLayout("YUV", 8, 2, 0)
     layouts["yuv410p"] = PixelLayout("YUV", 8, 2, 2)
     for name, w, h in (("420", 1, 1), ("422", 1, 0), ("444", 0, 0), ("440", 0, 1)):
         layouts[f"yuvj{name}p"] = PixelLayout("YUV", 8, w, h)
+    layouts["yuvj411p"] = PixelLayout("YUV", 8, 2, 0)
+    layouts["ya8"] = PixelLayout("YA", 8)
+    layouts["ya16le"] = PixelLayout("YA", 16)
     for name in ("rgb24", "bgr24"):
         layouts[name] = PixelLayout("RGB", 8)
     for name in ("rgba", "bgra", "argb", "abgr"):
         layouts[name] = PixelLayout("RGBA", 8)
     for name in ("rgb0", "bgr0", "0rgb", "0bgr"):
         layouts[name] = PixelLayout("RGBX", 8)
-    layouts["rgb48le"] = PixelLayout("RGB", 16)
-    layouts["rgba64le"] = PixelLayout("RGBA", 16)
-    layouts["nv12"] = PixelLayout("YUV", 8, 1, 1)
+    for name in ("rgb48le", "bgr48le"):
+        layouts[name] = PixelLayout("RGB", 16)
+    for name in ("rgba64le", "bgra64le"):
+        layouts[name] = PixelLayout("RGBA", 16)
+    for name in ("rgb555le", "bgr555le"):
+        layouts[name] = PixelLayout("RGBX", 8)
+    for name in ("rgb565le", "bgr565le"):
+        layouts[name] = PixelLayout("RGB", 8)
+    for name in ("nv12", "nv21"):
+        layouts[name] = PixelLayout("YUV", 8, 1, 1)
+    for name in ("nv16", "yuyv422", "uyvy422"):
+        layouts[name] = PixelLayout("YUV", 8, 1, 0)
+    layouts["nv24"] = PixelLayout("YUV", 8)
     return layouts
 
 
