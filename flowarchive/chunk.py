@@ -1,0 +1,289 @@
+"""What a CHUNK record holds: its frames' timestamps and hashes, and the coded planes.
+
+    frame_count coding bits lanes payload_size ... | constants | pts | digests | payload
+
+The layout is docs/format.md, section "CHUNK". There is one encoding of any chunk and every other
+is refused, so `Chunk.from_bytes(b).to_bytes() == b`. This module knows nothing of files, nor how
+a payload of coding `MODEL` is made.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import zstandard
+
+from flowarchive.errors import FormatError, LimitExceeded, Truncated
+
+__all__ = ["Chunk", "Coding", "store_planes"]
+
+MAX_FRAMES = 1 << 16
+MAX_PLANES = 8
+MAX_LANES = 1 << 10
+MAX_PAYLOAD = 1 << 30
+"""Bytes of a payload, and of a stored chunk's planes before compression."""
+
+DIGEST_SIZE = 16
+PTS_LIMIT = 1 << 63
+
+_HEADER = struct.Struct("<IBBHIBBBB")
+_PTS_NONE, _PTS_ALL, _PTS_SOME = 0, 1, 2
+# Second differences of 64-bit numbers have 66 bits with their sign; ten groups of seven hold them.
+_VARINT_BYTES = 10
+# A zstd block is at least 4 bytes and holds at most 128 KiB.
+_ZSTD_BEST_RATIO = 1 << 15
+
+
+class Coding(IntEnum):
+    """How a chunk's payload is coded."""
+
+    MODEL = 0
+    ZSTD = 1
+    RAW = 2
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A group of frames that decodes without any other.
+
+    Attributes:
+        coding: A `Coding`: 0 model, 1 zstd, 2 raw.
+        frame_count: Frames, 1..65536.
+        pts: Each frame's timestamp in ticks, -2**63 < pts < 2**63, None where it has none.
+        digests: Each frame's `Frame.digest`, 16 bytes.
+        constants: For each of 1..8 planes, the value of all its samples if they are all the same
+            in the whole chunk, otherwise None.
+        bits: Every sample is below 2**bits, 8..16.
+        lanes: Lanes of the message, a power of two, 1..1024; 0 unless `coding` is `MODEL`.
+        payload: The planes that are not constant, coded.
+
+    Raises:
+        ValueError: A field is out of its range.
+        LimitExceeded: There are more frames than `MAX_FRAMES` or more bytes than `MAX_PAYLOAD`.
+    """
+
+    coding: int
+    frame_count: int
+    pts: tuple[int | None, ...] = field(repr=False)
+    digests: tuple[bytes, ...] = field(repr=False)
+    constants: tuple[int | None, ...]
+    bits: int
+    lanes: int
+    payload: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.frame_count > MAX_FRAMES:
+            raise LimitExceeded(f"a chunk of {self.frame_count} frames, more than {MAX_FRAMES}")
+        if len(self.payload) > MAX_PAYLOAD:
+            raise LimitExceeded(f"a payload of {len(self.payload)} bytes, more than {MAX_PAYLOAD}")
+        for wrong, what in (
+            (self.coding not in tuple(Coding), f"coding {self.coding}"),
+            (self.frame_count < 1, f"{self.frame_count} frames"),
+            (len(self.pts) != self.frame_count, f"{len(self.pts)} timestamps"),
+            (len(self.digests) != self.frame_count, f"{len(self.digests)} digests"),
+            (any(len(d) != DIGEST_SIZE for d in self.digests), "a digest of another length"),
+            (not 1 <= len(self.constants) <= MAX_PLANES, f"{len(self.constants)} planes"),
+            (not 8 <= self.bits <= 16, f"{self.bits} bits"),
+            (not self._lanes_fit(), f"{self.lanes} lanes with coding {self.coding}"),
+            (
+                any(not -PTS_LIMIT < p < PTS_LIMIT for p in _present(self.pts)),
+                "a timestamp out of range",
+            ),
+            (
+                any(not 0 <= c < 1 << self.bits for c in _present(self.constants)),
+                "a constant out of range",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"a chunk cannot have {what}")
+
+    def _lanes_fit(self) -> bool:
+        if self.coding != Coding.MODEL:
+            return self.lanes == 0
+        return 1 <= self.lanes <= MAX_LANES and self.lanes.bit_count() == 1
+
+    def to_bytes(self) -> bytes:
+        """Return the payload of this chunk's CHUNK record."""
+        kind = _PTS_SOME
+        if None not in self.pts:
+            kind = _PTS_ALL
+        elif not any(True for _ in _present(self.pts)):
+            kind = _PTS_NONE
+        parts = [
+            _HEADER.pack(
+                self.frame_count,
+                self.coding,
+                self.bits,
+                self.lanes,
+                len(self.payload),
+                len(self.constants),
+                _mask(self.constants),
+                kind,
+                0,
+            ),
+            *(struct.pack("<H", value) for value in _present(self.constants)),
+        ]
+        if kind == _PTS_SOME:
+            parts.append(_mask(self.pts).to_bytes(-(-self.frame_count // 8), "little"))
+        parts += map(_varint, _second_differences(_present(self.pts)))
+        parts += self.digests
+        parts.append(self.payload)
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Chunk:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            FormatError: The bytes are not the one encoding of a chunk.
+        """
+        cursor = _Cursor(data)
+        frames, coding, bits, lanes, size, planes, constant_mask, kind, reserved = _HEADER.unpack(
+            cursor.take(_HEADER.size)
+        )
+        if frames > MAX_FRAMES:
+            raise LimitExceeded(f"the chunk claims {frames} frames, more than {MAX_FRAMES}")
+        if constant_mask >> planes or kind > _PTS_SOME or reserved:
+            raise FormatError("the chunk's header is malformed")
+        constants = tuple(
+            int.from_bytes(cursor.take(2), "little") if constant_mask >> p & 1 else None
+            for p in range(planes)
+        )
+        everyone = (1 << frames) - 1
+        pts_mask = everyone if kind == _PTS_ALL else 0
+        if kind == _PTS_SOME:
+            pts_mask = int.from_bytes(cursor.take(-(-frames // 8)), "little")
+            if not 0 < pts_mask < everyone:
+                raise FormatError("the chunk's pts_mask is malformed")
+        present = bin(pts_mask)[2:].zfill(frames)[::-1]
+        differences = [cursor.varint() for _ in range(pts_mask.bit_count())]
+        times = _sums(differences)
+        pts = tuple(next(times) if bit == "1" else None for bit in present)
+        digests = tuple(cursor.take(DIGEST_SIZE) for _ in range(frames))
+        payload = cursor.take(size)
+        cursor.finish()
+        try:
+            return cls(coding, frames, pts, digests, constants, bits, lanes, payload)
+        except ValueError as error:
+            raise FormatError(str(error)) from None
+
+    def stored_planes(self, size: int) -> bytes:
+        """Return the samples of a chunk whose coding is ZSTD or RAW.
+
+        Args:
+            size: Bytes that the planes which are not constant take in all frames.
+
+        Returns:
+            For each frame each plane that is not constant, row by row, little-endian.
+
+        Raises:
+            FormatError: The payload does not hold exactly `size` bytes.
+            LimitExceeded: `size` is above `MAX_PAYLOAD`.
+            ValueError: The coding is MODEL.
+        """
+        if self.coding == Coding.MODEL:
+            raise ValueError("the chunk is coded with a model")
+        if size > MAX_PAYLOAD:
+            raise LimitExceeded(f"a stored chunk of {size} bytes, more than {MAX_PAYLOAD}")
+        if self.coding == Coding.RAW:
+            if len(self.payload) != size:
+                raise FormatError(f"the planes have {len(self.payload)} bytes, not {size}")
+            return self.payload
+        try:
+            # The size is checked before the decompressor reserves it.
+            largest = _ZSTD_BEST_RATIO * len(self.payload)
+            stated = zstandard.get_frame_parameters(self.payload).content_size
+            if stated != size or not len(self.payload) < size <= largest:
+                raise FormatError(f"the planes' zstd frame states {stated} bytes, not {size}")
+            return zstandard.ZstdDecompressor().decompress(self.payload, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise FormatError(f"the planes do not decompress: {error}") from None
+
+
+def store_planes(planes: bytes) -> tuple[Coding, bytes]:
+    """Return coding and payload of a chunk that is stored without a model.
+
+    Args:
+        planes: For each frame each plane that is not constant, row by row, little-endian.
+
+    Raises:
+        LimitExceeded: There are more than `MAX_PAYLOAD` bytes.
+    """
+    if len(planes) > MAX_PAYLOAD:
+        raise LimitExceeded(f"a stored chunk of {len(planes)} bytes, more than {MAX_PAYLOAD}")
+    packed = zstandard.ZstdCompressor(level=9).compress(planes)
+    return (Coding.ZSTD, packed) if len(packed) < len(planes) else (Coding.RAW, planes)
+
+
+class _Cursor:
+    """Takes fields from the front of some bytes, and never more than there are."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._position = 0
+
+    def take(self, count: int) -> bytes:
+        piece = self._data[self._position : self._position + count]
+        if len(piece) < count:
+            raise Truncated("the chunk ends early")
+        self._position += count
+        return piece
+
+    def varint(self) -> int:
+        value = 0
+        for i in range(_VARINT_BYTES):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                if i and not byte:
+                    raise FormatError("a varint of the chunk is longer than it need be")
+                return value >> 1 ^ -(value & 1)
+        raise FormatError("a varint of the chunk has no end")
+
+    def finish(self) -> None:
+        if self._position < len(self._data):
+            raise FormatError("bytes follow the chunk's payload")
+
+
+def _present(values: Iterable[int | None]) -> Iterator[int]:
+    return (value for value in values if value is not None)
+
+
+def _mask(values: tuple[int | None, ...]) -> int:
+    """Return the integer whose bit i is set where values[i] is not None."""
+    bits = "".join("0" if value is None else "1" for value in values)
+    return int(bits[::-1], 2)
+
+
+def _varint(value: int) -> bytes:
+    """Return a signed number as zigzag groups of seven bits, the lowest first."""
+    value = 2 * value if value >= 0 else -2 * value - 1
+    groups = bytearray()
+    while value > 127:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def _second_differences(values: Iterable[int]) -> Iterator[int]:
+    """Yield the first value, the first difference, then differences of differences."""
+    last = step = 0
+    for i, value in enumerate(values):
+        yield value - last - step
+        # The first value is no step: the clock may start anywhere.
+        step = value - last if i else 0
+        last = value
+
+
+def _sums(differences: Iterable[int]) -> Iterator[int]:
+    """Undo `_second_differences`."""
+    value = step = 0
+    for i, difference in enumerate(differences):
+        step += difference
+        value += step
+        yield value
+        step = step if i else 0
