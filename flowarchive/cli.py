@@ -251,7 +251,7 @@ def _reported(as_json: bool) -> Iterator[None]:
     except BrokenPipeError:
         # Nobody reads any more: stay quiet, also when the interpreter flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(128 + signal.SIGPIPE) from None
+        raise typer.Exit(141) from None  # 128 + SIGPIPE, as a shell would say
     except (FlowArchiveError, OSError, MemoryError, KeyboardInterrupt) as error:
         code, message = _diagnosis(error)
         print(f"flowarchive: {message}", file=sys.stderr)

@@ -1,0 +1,174 @@
+"""The house's own rules: public names, layers, file lengths, start-up cost, nothing executable."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import flowarchive
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("flowarchive", "triton_kernels")
+MAX_LINES = 600
+
+needs_archive = pytest.mark.skipif(
+    find_spec("flowarchive.archive") is None, reason="flowarchive.archive is not built yet"
+)
+
+# Which modules may import what: the start of a module's name after `flowarchive.`
+ALLOWED = {
+    "av": ("media",),
+    "typer": ("cli",),
+    "rich": ("cli",),
+    "click": (),
+    "torch": (
+        "archive",
+        "bitsback",
+        "codec",
+        "device",
+        "exact",
+        "flows",
+        "models",
+        "store",
+        "train",
+    ),
+    "safetensors": ("exact", "models", "store", "train"),
+    "triton_kernels": ("device",),
+}
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+RUNNERS = {"eval", "exec", "compile", "__import__"}
+TORCH_FILES = {"load", "save", "hub", "package"}
+
+
+def _sources(*folders: str) -> list[Path]:
+    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py"))
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Top-level package of every import, and `flowarchive.x` in full."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found | {name.split(".")[0] for name in found}
+
+
+def _runs_code(tree: ast.AST) -> list[str]:
+    """Every call or import in `tree` by which bytes could become code."""
+    faults = [f"import {name}" for name in sorted(_imports(tree) & PICKLES)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in RUNNERS:
+                faults.append(f"{node.func.id}() in line {node.lineno}")
+            faults += [
+                f"allow_pickle in line {node.lineno}"
+                for keyword in node.keywords
+                if keyword.arg == "allow_pickle"
+                and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+            ]
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and (node.value.id, node.attr) in {("torch", name) for name in TORCH_FILES}
+        ):
+            faults.append(f"torch.{node.attr} in line {node.lineno}")
+    return faults
+
+
+@pytest.mark.parametrize("path", _sources(*PACKAGES), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_code_runs_from_bytes(path):
+    assert _runs_code(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from dill import loads", "torch.load('x')", "eval('1')",
+     "np.load('x', allow_pickle=True)", "def f():\n    import marshal"],
+)  # fmt: skip
+def test_the_search_for_executable_bytes_finds_it(source):
+    assert _runs_code(ast.parse(source)) != []
+
+
+@pytest.mark.parametrize("path", _sources("flowarchive"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_named_modules_import(path):
+    module = path.relative_to(ROOT / "flowarchive").with_suffix("").parts[0]
+    imported = _imports(ast.parse(path.read_text()))
+    wrong = {
+        name for name, allowed in ALLOWED.items() if name in imported and module not in allowed
+    }
+    assert not wrong, f"flowarchive.{module} may not import {sorted(wrong)}"
+
+
+def test_layers():
+    run = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Imports point down only KEPT" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "path",
+    _sources(*PACKAGES, "tests", "examples"),
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_file_length(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+def test_public_names_are_the_ones_type_checkers_see():
+    tree = ast.parse((ROOT / "flowarchive" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    names = {
+        alias.asname or alias.name
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted({*names, "__version__"}) == flowarchive.__all__
+    assert dir(flowarchive) == flowarchive.__all__
+
+
+def test_every_error_is_public():
+    errors = importlib.import_module("flowarchive.errors")
+    assert set(errors.__all__) <= set(flowarchive.__all__)
+    assert all(getattr(flowarchive, name) is getattr(errors, name) for name in errors.__all__)
+
+
+@needs_archive
+@pytest.mark.parametrize("name", flowarchive.__all__)
+def test_public_name_loads(name):
+    assert getattr(flowarchive, name) is not None
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'encode'"):
+        _ = flowarchive.encode
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import flowarchive", "import flowarchive.cli", "from flowarchive import Frame, VideoFormat",
+     "import sys; sys.argv = ['flowarchive', '--help']; from flowarchive.cli import main; main()"],
+    ids=["package", "cli", "frames", "help"],
+)  # fmt: skip
+def test_start_up_is_light(statement):
+    script = (
+        "import sys, atexit\n"
+        "heavy = ('torch', 'av', 'numba', 'zstandard', 'safetensors', 'triton')\n"
+        "atexit.register(lambda: print(*(m for m in heavy if m in sys.modules), file=sys.stderr))\n"
+        f"{statement}\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr.strip()) == (0, "")
