@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
+import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -172,3 +176,47 @@ def test_start_up_is_light(statement):
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stderr.strip()) == (0, "")
+
+
+def _run_in(folder: Path, *args: str | Path) -> str:
+    """Run Python with the clip at hand, as a reader of README.md or examples/ would."""
+    shutil.copy(ROOT / "examples" / "clip.mkv", folder)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", *map(str, args)],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
+@needs_archive
+def test_the_demo_proves_the_planes_equal(tmp_path):
+    out = _run_in(tmp_path, ROOT / "examples" / "demo.py", "clip.mkv", "out")
+    assert "72 planes of 24 frames equal" in out
+    assert "bits/sample" in out
+    assert (tmp_path / "out" / "clip.flow").stat().st_size > 0
+
+
+@needs_archive
+def test_custom_source_and_read_frames(tmp_path):
+    examples = ROOT / "examples"
+    assert "8 frames of 16-bit depth, equal" in _run_in(
+        tmp_path, examples / "custom_source.py", "depth.flow"
+    )
+    assert "frame 4: pts 4, mean luma" in _run_in(
+        tmp_path, examples / "read_frames.py", "depth.flow"
+    )
+
+
+@needs_archive
+def test_the_python_of_the_readme_runs(tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        assert "bits/sample" in _run_in(tmp_path, "-c", block)
+
+
+def test_the_clip_is_the_one_its_readme_describes():
+    digest = hashlib.sha256((ROOT / "examples" / "clip.mkv").read_bytes()).hexdigest()
+    assert digest in (ROOT / "examples" / "README.md").read_text()
