@@ -1,0 +1,209 @@
+"""The `idf` model: one integer flow for luma, one for chroma that sees luma, and their coding.
+
+A frame goes onto the message so that luma is popped first, then chroma, whose networks see that
+luma, then extra planes, which the luma flow codes; inside a plane the coarsest latent is popped
+first. Push is pop read from bottom to top.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowarchive import planes
+from flowarchive.ans import Message
+from flowarchive.entropy import LogisticMixture
+from flowarchive.errors import ModelError
+from flowarchive.exact import ACTIVATION_MAX, ACTIVATION_MIN
+from flowarchive.flows import FlowConfig, IntegerFlow, Latent
+
+Int32 = NDArray[np.int32]
+
+
+class IdfModel(nn.Module):
+    """IDF++ over the components of single frames.
+
+    Args:
+        config: {"luma": fields of FlowConfig, "chroma": alike}; channels and context are implied.
+
+    Raises:
+        ModelError: The config is malformed.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        try:
+            luma = FlowConfig(channels=1, **config["luma"])
+            chroma = FlowConfig(channels=2, context=1, **config["chroma"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the model's config is malformed: {error}") from error
+        self.luma, self.chroma = IntegerFlow(luma), IntegerFlow(chroma)
+
+    def loss(self, luma: Tensor, chroma: Tensor, context: Tensor) -> Tensor:
+        """Return mean bits per sample of luma crops plus those of chroma crops, for training."""
+        luma_bits = self.luma.bits(luma).sum() / luma.numel()
+        chroma_bits = self.chroma.bits(chroma, context).sum() / chroma.numel()
+        return luma_bits + chroma_bits
+
+    def frame_bits(self, components: planes.Components) -> tuple[float, int]:
+        """Return the training twin's ideal bits of one 8-bit frame, and its samples."""
+        bits, samples = 0.0, 0
+        for flow, x, context in self._parts(components):
+            plane, mask = _pad(x, flow.config.multiple)
+            seen = None if context is None else _see(context, flow.config.multiple, 0)
+            bits += float(flow.bits(plane, seen, mask).sum())
+            samples += x.size
+        return bits, samples
+
+    @torch.inference_mode()
+    def push(self, message: Message, components: planes.Components, bits: int) -> float:
+        """Push one frame.
+
+        Args:
+            message: Receives the bits.
+            components: The frame's integers.
+            bits: Depth of the samples, 8..16.
+
+        Returns:
+            The ideal code length in bits by the frozen integer model.
+        """
+        ideal = 0.0
+        for flow, x, context in reversed(self._parts(components)):
+            coder, shift = _coder(flow.config, bits), bits - planes.MIN_BITS
+            plane, mask = _pad(x, flow.config.multiple)
+            seen = None if context is None else _see(context, flow.config.multiple, shift)
+            for latent in flow(plane, seen, mask, shift):
+                symbols, parameters = _select(latent.z, latent.mask), _parameters(latent)
+                ideal += coder.bits(symbols, *parameters)
+                coder.push(message, symbols, *parameters)
+        return ideal
+
+    @torch.inference_mode()
+    def pop(
+        self, message: Message, shapes: Sequence[tuple[int, int]], letters: str, bits: int
+    ) -> planes.Components:
+        """Pop one frame.
+
+        Args:
+            message: Gives the bits back.
+            shapes: (rows, columns) of the frame's planes.
+            letters: Component letters of the planes, as in PixelLayout.
+            bits: Depth of the samples, 8..16.
+        """
+        luma = self._pop_part(message, self.luma, shapes[0], None, bits)[0]
+        chroma, rest = None, 1
+        if len(shapes) > 2:
+            context = planes.luma_context(luma, shapes[1])
+            chroma, rest = self._pop_part(message, self.chroma, shapes[1], context, bits), 3
+        extra = tuple(
+            self._pop_part(message, self.luma, shape, None, bits)[0] for shape in shapes[rest:]
+        )
+        return planes.Components(luma, chroma, extra)
+
+    def _parts(
+        self, components: planes.Components
+    ) -> list[tuple[IntegerFlow, Int32, Int32 | None]]:
+        """(flow, samples [C, h, w], context) of each part, in the order they are popped."""
+        parts: list[tuple[IntegerFlow, Int32, Int32 | None]]
+        parts = [(self.luma, components.luma[None], None)]
+        if components.chroma is not None:
+            shape = (components.chroma.shape[1], components.chroma.shape[2])
+            context = planes.luma_context(components.luma, shape)
+            parts.append((self.chroma, components.chroma, context))
+        return parts + [(self.luma, plane[None], None) for plane in components.extra]
+
+    def _pop_part(
+        self,
+        message: Message,
+        flow: IntegerFlow,
+        shape: tuple[int, int],
+        context: Int32 | None,
+        bits: int,
+    ) -> Int32:
+        """Pop the samples [C, h, w] of one part."""
+        coder, shift = _coder(flow.config, bits), bits - planes.MIN_BITS
+        empty = np.zeros((flow.config.channels, *shape), dtype=np.int32)
+        plane, mask = _pad(empty, flow.config.multiple)
+        seen = None if context is None else _see(context, flow.config.multiple, shift)
+
+        def read(latent: Latent) -> Tensor:
+            return _place(coder.pop(message, *_parameters(latent)), latent)
+
+        x = flow.inverse(read, (1, *plane.shape[2:]), seen, mask, shift)
+        return x[0, :, : shape[0], : shape[1]].numpy().astype(np.int32)
+
+    @torch.inference_mode()
+    def known_answer(self) -> str:
+        """Return a BLAKE2b-128 of the integers the frozen networks make of a fixed input.
+
+        The input is a ramp with pseudo-random noise (a Lehmer generator), so that the answer needs
+        nothing but integers. Computed when a model is frozen and again before it is used.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for flow in (self.luma, self.chroma):
+            side = 2 * flow.config.multiple + 6
+            noise, values = 1, []
+            for i in range((flow.config.channels + 1) * side * side):
+                noise = noise * 48271 % 2147483647
+                values.append((i // side + i % side + noise % 23) % 256 - 128)
+            x = np.array(values, dtype=np.int32).reshape(-1, side, side)
+            plane, mask = _pad(x[:-1], flow.config.multiple)
+            seen = _see(x[-1], flow.config.multiple, 0) if flow.config.context else None
+            for latent in flow(plane, seen, mask, 0):
+                for tensor in (latent.z, latent.mean, latent.scale):
+                    digest.update(tensor.contiguous().numpy().astype("<i4").tobytes())
+        return digest.hexdigest()
+
+
+def _coder(config: FlowConfig, bits: int) -> LogisticMixture:
+    """The entropy model whose support holds every latent that samples of `bits` can become."""
+    shift = bits - planes.MIN_BITS
+    reach = (config.reach << shift) + (1 << bits)
+    return LogisticMixture(-reach, reach - 1, 24 + shift // 2)
+
+
+def _pad(x: Int32, multiple: int) -> tuple[Tensor, Tensor | None]:
+    """Pad [C, h, w] with zeros to multiples; give [1, C, H, W] and the mask of real samples."""
+    _, h, w = x.shape
+    if h % multiple == 0 and w % multiple == 0:
+        return torch.from_numpy(x.astype(np.float32))[None], None
+    after = ((0, 0), (0, -h % multiple), (0, -w % multiple))
+    padded = np.pad(x.astype(np.float32), after)
+    mask = np.pad(np.ones(x.shape, dtype=np.float32), after)
+    return torch.from_numpy(padded)[None], torch.from_numpy(mask)[None]
+
+
+def _see(context: Int32, multiple: int, shift: int) -> Tensor:
+    """Bring a context plane [h, w] to padded activations [1, 1, H, W]."""
+    seen = (context + (1 << shift >> 1)) >> shift
+    return _pad(np.clip(seen, ACTIVATION_MIN, ACTIVATION_MAX)[None], multiple)[0]
+
+
+def _select(x: Tensor, mask: Tensor | None) -> Int32:
+    """The real samples of [1, C, h, w(, K)] as int32 [n(, K)]."""
+    array = x[0].numpy()
+    flat = array.reshape(-1) if x.ndim == 4 else array.reshape(-1, x.shape[-1])
+    if mask is not None:
+        flat = flat[mask[0].numpy().reshape(-1) > 0]
+    return flat.astype(np.int32)
+
+
+def _place(symbols: Int32, latent: Latent) -> Tensor:
+    """Undo `_select` for symbols [n]: [1, C, h, w] with zeros where there is padding."""
+    shape = latent.mean.shape[:-1]
+    if latent.mask is None:
+        return torch.from_numpy(symbols.astype(np.float32)).reshape(shape)
+    z = np.zeros(latent.mask.numel(), dtype=np.float32)
+    z[latent.mask.numpy().reshape(-1) > 0] = symbols
+    return torch.from_numpy(z).reshape(shape)
+
+
+def _parameters(latent: Latent) -> tuple[Int32, Int32, Int32 | None]:
+    mean, scale = _select(latent.mean, latent.mask), _select(latent.scale, latent.mask)
+    return mean, scale, None if latent.weight is None else _select(latent.weight, latent.mask)

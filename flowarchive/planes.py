@@ -1,0 +1,124 @@
+"""Frames to and from the integer components that models code.
+
+    planes Y [, U, V] [, A]  or  R, G, B [, A | X]
+        |  RGB: reversible YCoCg-R
+        |  center: subtract half the range, so that zero is the middle
+        v
+    Components: luma [H, W], chroma [2, h, w], extra ([H, W], ...), all int32
+
+Everything here is integer arithmetic, exactly reversible, for frames of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowarchive.frames import Plane, VideoFormat
+
+Int32 = NDArray[np.int32]
+
+MIN_BITS = 8
+
+
+@dataclass(frozen=True)
+class Components:
+    """One frame as models see it.
+
+    Attributes:
+        luma: int32 [H, W], the first plane or the Y of YCoCg-R, centered on zero.
+        chroma: int32 [2, h, w], U and V centered on zero or Co and Cg; None for gray.
+        extra: Alpha or padding planes, int32 [H, W] each, centered on zero.
+    """
+
+    luma: Int32
+    chroma: Int32 | None = None
+    extra: tuple[Int32, ...] = ()
+
+
+def bits_needed(planes: Sequence[Plane]) -> int:
+    """Return the smallest depth from 8 to 16 bits that holds every sample."""
+    top = max((int(plane.max()) for plane in planes if plane.size), default=0)
+    return max(MIN_BITS, top.bit_length())
+
+
+def split(planes: Sequence[Plane], video_format: VideoFormat, bits: int) -> Components:
+    """Turn component planes into centered integers.
+
+    Args:
+        planes: The frame's planes, of `video_format`'s shapes.
+        video_format: Says which plane is what.
+        bits: Depth from `bits_needed`, 8..16; the center is 2**(bits - 1).
+    """
+    center = 1 << (bits - 1)
+    wide = [plane.astype(np.int32) for plane in planes]
+    letters = video_format.layout.components
+    if letters.startswith("RGB"):
+        luma, orange, green = _ycocg_forward(*wide[:3])
+        chroma = np.stack([orange, green])
+        return Components(luma - center, chroma, tuple(p - center for p in wide[3:]))
+    wide = [plane - center for plane in wide]
+    if letters.startswith("YUV"):
+        return Components(wide[0], np.stack(wide[1:3]), tuple(wide[3:]))
+    return Components(wide[0], None, tuple(wide[1:]))
+
+
+def merge(components: Components, video_format: VideoFormat, bits: int) -> tuple[Plane, ...]:
+    """Undo `split`."""
+    center = 1 << (bits - 1)
+    letters = video_format.layout.components
+    extra = [plane + center for plane in components.extra]
+    wide = [components.luma + center]
+    if components.chroma is not None:
+        if letters.startswith("RGB"):
+            wide = list(_ycocg_inverse(wide[0], *components.chroma))
+        else:
+            wide += [plane + center for plane in components.chroma]
+    return tuple(plane.astype(video_format.dtype) for plane in (*wide, *extra))
+
+
+def luma_context(luma: Int32, shape: tuple[int, int]) -> Int32:
+    """Average luma down to the chroma planes' grid.
+
+    Args:
+        luma: int32 [H, W].
+        shape: (h, w) of a chroma plane; H and W are at most h and w times a power of two.
+
+    Returns:
+        int32 [h, w]; the mean over each chroma sample's block, rounded half up, the last row and
+        column repeated where the block sticks out.
+    """
+    fold_h, fold_w = (_fold(full, part) for full, part in zip(luma.shape, shape, strict=True))
+    h, w = shape
+    padded = np.pad(
+        luma, ((0, h * fold_h - luma.shape[0]), (0, w * fold_w - luma.shape[1])), mode="edge"
+    )
+    total = padded.reshape(h, fold_h, w, fold_w).sum(axis=(1, 3), dtype=np.int32)
+    count = fold_h * fold_w
+    return np.asarray((total + count // 2) // count, dtype=np.int32)
+
+
+def _fold(full: int, part: int) -> int:
+    fold = 1
+    while part * fold < full:
+        fold *= 2
+    return fold
+
+
+def _ycocg_forward(red: Int32, green: Int32, blue: Int32) -> tuple[Int32, Int32, Int32]:
+    """YCoCg-R lifting (Malvar and Sullivan, 2003, JVT-I014r3)."""
+    orange = red - blue
+    middle = blue + (orange >> 1)
+    green_chroma = green - middle
+    return middle + (green_chroma >> 1), orange, green_chroma
+
+
+def _ycocg_inverse(luma: Int32, orange: Int32, green_chroma: Int32) -> tuple[Int32, Int32, Int32]:
+    """Undo `_ycocg_forward`, read from bottom to top."""
+    middle = luma - (green_chroma >> 1)
+    green = middle + green_chroma
+    blue = middle - (orange >> 1)
+    return blue + orange, green, blue
