@@ -183,7 +183,7 @@ def unpack(
         if as_json:
             _print_summary("unpack", report)
         else:
-            print(f"{report.output}: {_frames_text(report.frames, report.format)}")
+            print(f"{_printable(report.output)}: {_frames_text(report.frames, report.format)}")
             print(f"time     {_pace(report.frames, report.seconds)}")
 
 
@@ -210,8 +210,8 @@ def verify(
         else:
             against = "their hashes and the source" if report.source_checked else "their hashes"
             print(
-                f"{archive_path}: good; {report.frames} frames in {report.chunks} chunks"
-                f" equal {against}"
+                f"{_printable(archive_path)}: good; {report.frames} frames in"
+                f" {report.chunks} chunks equal {against}"
             )
             print(f"time     {_pace(report.frames, report.seconds)}")
 
@@ -328,14 +328,14 @@ def _pack_lines(report: PackReport) -> Iterator[str]:
     share = 100 * report.archive_bytes / max(1, report.raw_bytes)
     stored = f" ({report.chunks_stored} stored)" if report.chunks_stored else ""
     where = "embedded" if report.model_embedded else "named by its SHA-256, not embedded"
-    yield _printable(f"{report.output}: {_frames_text(report.frames, report.format)}")
+    yield f"{_printable(report.output)}: {_frames_text(report.frames, report.format)}"
     yield f"raw      {report.raw_bytes:,} bytes, {report.samples:,} samples"
     yield (
         f"archive  {report.archive_bytes:,} bytes, {share:.1f} % of raw,"
         f" {report.chunks} chunks{stored}"
     )
     yield f"rate     {rate:.4f} bits/sample (ideal {ideal:.4f})"
-    yield _printable(f"model    {report.model_name}, {where}")
+    yield f"model    {_printable(report.model_name)}, {where}"
     yield f"time     {_pace(report.frames, report.seconds)}"
     yield (
         "kept     every sample of every frame, the timestamps and the color description, bit for"

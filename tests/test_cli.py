@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -185,6 +186,7 @@ def test_pack_says_which_promise_it_kept(fake):
     out = invoke("pack", "clip.mkv").stdout
     assert "every sample of every frame, the timestamps and the color description" in out
     assert "not the source file's own bytes, not its audio" in out
+    assert "\nmodel    idf, named by its SHA-256" in out
     assert "911,174" in out
     assert "1,000,000" in out
     fake.answer = PackReport(lossy_source=False)
@@ -208,6 +210,22 @@ def test_unpack_keeps_the_slash_of_a_folder(fake):
     fake.answer = UnpackReport()
     assert invoke("unpack", "a.flow", "-o", "v1.0/").exit_code == 0
     assert fake.calls[0][1] == ("a.flow", "v1.0/")
+
+
+def test_progress_is_drawn_on_a_terminal_only(fake, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    with cli._progress("packing") as progress:
+        assert progress is None
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with cli._progress("packing") as progress:
+        assert progress is not None
+        progress(3, None)
+        progress(24, 24)
+    assert "24/24" in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize("checked", [False, True])
