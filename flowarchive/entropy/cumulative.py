@@ -1,0 +1,356 @@
+"""The cumulative of a logistic mixture in integers, and the search that inverts it.
+
+With N = high - low + 1 symbols, total = 2**precision, and S the weighted sum of the components'
+sigmoids at the left edge of z, scaled to 2**36:
+
+    C(low) = 0,   C(z) = ((S >> 6) * (total - N) >> 30) + z - low,   C(high + 1) = total
+
+docs/format.md, "Entropy models", defines every step; here are its frozen tables and loops.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowarchive.ans import compiled, refill_row
+
+MEAN_BITS = 8
+"""Means are in 1/256 of a symbol step."""
+
+WEIGHT_BITS = 12
+"""The weights of a mixture sum to 2**12."""
+
+SCALE_COUNT = 192
+SCALES_PER_OCTAVE = 8
+SCALE_MIN_LOG2 = -5
+"""Scale index i stands for 2**(i / 8 - 5) symbol steps."""
+
+SIG_BITS = 24
+"""The sigmoid table's one is 2**24."""
+
+SIG_RANGE = 18
+SIG_STEPS = 64
+"""The sigmoid table covers -18..18 with 64 steps a unit; outside it is 0 and 2**24."""
+
+RECIPROCALS = (16777216, 15384775, 14107901, 12937002, 11863283, 10878679, 9975792, 9147842)
+"""round(2**(24 - j / 8)): the reciprocal scales of one octave."""
+
+# Arguments of the sigmoid are in 2**-20; a step of its table is 2**14 of them.
+_ARGUMENT_BITS = 20
+_STEP_BITS = 14
+_STEP_MASK = (1 << _STEP_BITS) - 1
+_LIMIT = SIG_RANGE << _ARGUMENT_BITS
+# Bits dropped from the weighted sum of sigmoids, and those that are left of it.
+_SUM_DROP = 6
+_SUM_BITS = SIG_BITS + WEIGHT_BITS - _SUM_DROP
+
+# A table entry and the difference to the next one share a 64-bit word, to be read at once.
+_DELTA_BITS = 20
+_DELTA_MASK = (1 << _DELTA_BITS) - 1
+
+# The first guess of a search comes from a table of 2**10 quantiles, in units of 2**-10.
+_GUESS_BITS = 10
+# Scales of the first guess are in 2**-13 of a symbol step; means, and so guesses, in 2**-8.
+_GUESS_SCALE_BITS = 13
+_GUESS_SHIFT = 10 + _GUESS_SCALE_BITS - MEAN_BITS
+# Newton steps before a search falls back on halving.
+_NEWTON_STEPS = 8
+# Symbols whose sums are worked out together: the scratch arrays stay in the first-level cache.
+_GROUP = 256
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Uint32 = NDArray[np.uint32]
+Uint64 = NDArray[np.uint64]
+# numba makes every one of these a 64-bit signed integer.
+Whole = int | np.int64
+
+
+@cache
+def sigmoid_table() -> Int32:
+    """Return the frozen sigmoid, round(2**24 / (1 + exp(18 - i / 64))) for i in 0..2304.
+
+    Decimal arithmetic, correctly rounded, makes it the same everywhere; libm's exp would not.
+
+    Returns:
+        int32 [2305], read-only.
+    """
+    with localcontext() as context:
+        context.prec = 40
+        entries = [
+            round((1 << SIG_BITS) / (1 + (SIG_RANGE - Decimal(i) / SIG_STEPS).exp()))
+            for i in range(2 * SIG_RANGE * SIG_STEPS + 1)
+        ]
+    table = np.array(entries, dtype=np.int32)
+    table.setflags(write=False)
+    return table
+
+
+@cache
+def search_tables() -> tuple[Int64, Int64, Int64, Int64]:
+    """Return what the loops read: packed sigmoid, reciprocals, quantiles, scales.
+
+    The first two are the frozen tables. The last two only choose where a search begins, never
+    what it finds, so floats may make them.
+    """
+    sigmoid = sigmoid_table().astype(np.int64)
+    packed = (sigmoid[:-1] << _DELTA_BITS) | np.diff(sigmoid)
+    arguments = (np.arange(sigmoid.size) - SIG_RANGE * SIG_STEPS) * (1024 // SIG_STEPS)
+    middles = (np.arange(1 << _GUESS_BITS) + 0.5) * 2.0 ** (SIG_BITS - _GUESS_BITS)
+    quantiles = np.rint(np.interp(middles, sigmoid, arguments)).astype(np.int64)
+    exponents = np.arange(SCALE_COUNT) / SCALES_PER_OCTAVE + SCALE_MIN_LOG2
+    scales = np.rint(2.0 ** (exponents + _GUESS_SCALE_BITS)).astype(np.int64)
+    return packed, np.array(RECIPROCALS, dtype=np.int64), quantiles, scales
+
+
+@compiled
+def _sigmoid(distance: Whole, reciprocal: Whole, shift: Whole, packed: Int64) -> Whole:
+    """Interpolate 2**24 * sigmoid(distance / 256 / scale)."""
+    argument = (distance * reciprocal) >> shift
+    argument = min(max(argument, -_LIMIT), _LIMIT - 1) + _LIMIT
+    # Unsigned indices spare numba's test for negative ones; these lie in 0..2303.
+    pair: np.int64 = packed[np.uint64(argument >> _STEP_BITS)]
+    return (pair >> _DELTA_BITS) + (((pair & _DELTA_MASK) * (argument & _STEP_MASK)) >> _STEP_BITS)
+
+
+# Why 64 signed bits hold everything, with |z| <= 2**20, any int32 mean, any precision to 31:
+#   distance = (2z - 1) * 128 - mean       < 2**32 in magnitude
+#   distance * reciprocal                  <= 2**56, as reciprocal <= 2**24
+#   S = sum of weight * sigmoid            <= 2**36, as the weights sum to 2**12
+#   (S >> 6) * (total - N)                 < 2**61
+# C increases strictly from 0 to total: clamp, shifts and interpolation are monotone in z, and
+# z - low adds one a symbol. Its inner values lie between its ends, since the first term is at
+# least 0 and at most total - N, and z - low is 1..N - 1 there.
+
+
+@compiled
+def _ends(
+    z: Int64,
+    row: Int64,
+    count: int,
+    components: int,
+    mean: Int32,
+    scale: Int32,
+    weight: Int32,
+    low: int,
+    high: int,
+    total: int,
+    packed: Int64,
+    reciprocals: Int64,
+    left: Int64,
+    right: Int64,
+) -> None:
+    """Write C(z) and C(z + 1) of `count` symbols to `left` and `right`.
+
+    Component by component over many symbols, so that the compiler can use vector instructions.
+
+    Args:
+        z: Symbols in [low, high].
+        row: The parameters' row of each.
+        count: How many of the leading entries to work on.
+        components: K.
+        mean: [n * K], as the rest flat, which spares the loops a second stride.
+        scale: [n * K].
+        weight: [n * K].
+        low: The least symbol.
+        high: The greatest symbol.
+        total: 2**precision.
+        packed: From `search_tables`.
+        reciprocals: From `search_tables`.
+        left: Receives C(z).
+        right: Receives C(z + 1).
+    """
+    for j in range(count):
+        left[j] = 0
+        right[j] = 0
+    for k in range(components):
+        for j in range(count):
+            at = np.uint64(row[j] * components + k)
+            index = np.int64(scale[at])
+            reciprocal = reciprocals[np.uint64(index & 7)]
+            shift = 7 + (index >> 3)
+            distance = ((2 * z[j] - 1) << 7) - np.int64(mean[at])
+            share = np.int64(weight[at])
+            left[j] += share * _sigmoid(distance, reciprocal, shift, packed)
+            right[j] += share * _sigmoid(distance + 256, reciprocal, shift, packed)
+    mass = total - (high - low + 1)
+    for j in range(count):
+        below = (((left[j] >> _SUM_DROP) * mass) >> _SUM_BITS) + z[j] - low
+        upto = (((right[j] >> _SUM_DROP) * mass) >> _SUM_BITS) + z[j] - low + 1
+        left[j] = 0 if z[j] == low else below
+        right[j] = total if z[j] == high else upto
+
+
+@compiled
+def find_intervals(
+    symbols: Int32,
+    components: int,
+    mean: Int32,
+    scale: Int32,
+    weight: Int32,
+    low: int,
+    high: int,
+    precision: int,
+    packed: Int64,
+    reciprocals: Int64,
+    start: Uint32,
+    freq: Uint32,
+) -> None:
+    """Write the intervals of symbols in [low, high]; parameters are checked and flat."""
+    z = np.empty(_GROUP, np.int64)
+    row = np.empty(_GROUP, np.int64)
+    left = np.empty(_GROUP, np.int64)
+    right = np.empty(_GROUP, np.int64)
+    total = 1 << precision
+    for base in range(0, symbols.size, _GROUP):
+        count = min(_GROUP, symbols.size - base)
+        for j in range(count):
+            z[j] = symbols[base + j]
+            row[j] = base + j
+        _ends(
+            z,
+            row,
+            count,
+            components,
+            mean,
+            scale,
+            weight,
+            low,
+            high,
+            total,
+            packed,
+            reciprocals,
+            left,
+            right,
+        )
+        for j in range(count):
+            start[base + j] = left[j]
+            freq[base + j] = right[j] - left[j]
+
+
+@compiled
+def pop_symbols(
+    head: Uint64,
+    tail: Uint32,
+    size: int,
+    symbols: Int32,
+    components: int,
+    mean: Int32,
+    scale: Int32,
+    weight: Int32,
+    low: int,
+    high: int,
+    precision: int,
+    packed: Int64,
+    reciprocals: Int64,
+    quantiles: Int64,
+    spreads: Int64,
+) -> int:
+    """Pop symbols; parameters are checked and flat.
+
+    A symbol z is right when C(z) <= slot < C(z + 1). Both ends are computed at each try, since
+    the right symbol needs both for its pop, and a wrong one gives a Newton step with its own
+    frequency for the slope. The bracket [bottom, top] keeps every try in the support and makes
+    the search end.
+
+    Returns:
+        The new size of the tail, or -1 where it held too few words.
+    """
+    lanes = head.size
+    z = np.empty(lanes, np.int64)
+    row = np.empty(lanes, np.int64)
+    left = np.empty(lanes, np.int64)
+    right = np.empty(lanes, np.int64)
+    bottom = np.empty(lanes, np.int64)
+    top = np.empty(lanes, np.int64)
+    slots = np.empty(lanes, np.int64)
+    total = 1 << precision
+    shift = np.uint64(precision)
+    mask = np.uint64(total - 1)
+    for base in range(0, symbols.size, lanes):
+        width = min(lanes, symbols.size - base)
+        for lane in range(width):
+            slot = np.int64(head[lane] & mask)
+            slots[lane] = slot
+            row[lane] = base + lane
+            bottom[lane] = low
+            top[lane] = high
+            # The mean of the components' own quantiles is near the mixture's quantile.
+            quantile = quantiles[np.uint64((slot << _GUESS_BITS) >> precision)]
+            guess = np.int64(0)
+            for k in range(components):
+                at = np.uint64((base + lane) * components + k)
+                spread = spreads[np.uint64(scale[at])]
+                near = np.int64(mean[at]) + ((quantile * spread) >> _GUESS_SHIFT)
+                guess += np.int64(weight[at]) * near
+            symbol = int(((guess >> WEIGHT_BITS) + 128) >> MEAN_BITS)
+            z[lane] = min(max(symbol, low), high)
+
+        # The symbols still searched for stand at the front of the arrays.
+        searched = width
+        tries = 0
+        while searched > 0:
+            _ends(
+                z,
+                row,
+                searched,
+                components,
+                mean,
+                scale,
+                weight,
+                low,
+                high,
+                total,
+                packed,
+                reciprocals,
+                left,
+                right,
+            )
+            missed = 0
+            for j in range(searched):
+                lane = row[j] - base
+                slot = slots[lane]
+                freq = np.uint64(right[j] - left[j])
+                if left[j] <= slot and slot < right[j]:
+                    symbols[row[j]] = z[j]
+                    head[lane] = freq * (head[lane] >> shift) + np.uint64(slot - left[j])
+                    continue
+                if slot < left[j]:
+                    first = bottom[j]
+                    last = z[j] - 1
+                    step = last - np.int64(np.uint64(left[j] - slot - 1) // freq)
+                else:
+                    first = z[j] + 1
+                    last = top[j]
+                    step = first + np.int64(np.uint64(slot - right[j]) // freq)
+                if step < first or step > last or tries >= _NEWTON_STEPS:
+                    step = (first + last) >> 1
+                z[missed] = step
+                bottom[missed] = first
+                top[missed] = last
+                row[missed] = row[j]
+                missed += 1
+            searched = missed
+            tries += 1
+        size = refill_row(head, tail, size, width)
+        if size < 0:
+            break
+    return size
+
+
+@compiled
+def weights_are_valid(weight: Int32) -> bool:
+    """Whether every weight is at least 0 and every row of [n, K] sums to 2**12."""
+    for i in range(weight.shape[0]):
+        total = np.int64(0)
+        least = np.int64(0)
+        for k in range(weight.shape[1]):
+            total += weight[i, k]
+            least = min(least, np.int64(weight[i, k]))
+        if total != 1 << WEIGHT_BITS or least < 0:
+            return False
+    return True
