@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flowarchive.frames import FrameSource
+from flowarchive.errors import UnsupportedFormat
+from flowarchive.frames import FrameSink, FrameSource, VideoFormat
+from flowarchive.media.sinks import ArraySink, FolderSink, MatroskaSink, RawSink, Y4mSink
 from flowarchive.media.sources import ArraySource, FolderSource, VideoSource
 
-__all__ = ["open_source"]
+__all__ = ["open_sink", "open_source"]
 
 
 def open_source(path: str | os.PathLike[str]) -> FrameSource:
@@ -38,3 +40,36 @@ def open_source(path: str | os.PathLike[str]) -> FrameSource:
     if source.suffix.lower() == ".npy":
         return ArraySource(source)
     return VideoSource(source)
+
+
+def open_sink(
+    path: str | os.PathLike[str],
+    format: VideoFormat,
+    force: bool = False,
+) -> FrameSink:
+    """Open an output for frames of one format; its suffix says which kind.
+
+    Args:
+        path: .y4m, .mkv (FFV1), .yuv (bare component planes), .npy, or a folder of PNG files: a
+            name without a suffix, or with a slash at the end.
+        format: What every frame will be.
+        force: Replace what is there already.
+
+    Returns:
+        A context manager whose output takes its name when the block ends without an error.
+
+    Raises:
+        UnsupportedFormat: The suffix is unknown, or such a file cannot hold the format unchanged.
+        OutputExists: The output exists and `force` is not given, or it is of another kind.
+        InputNotFound: The output's folder does not exist or may not be written.
+    """
+    name = os.fspath(path)
+    suffix = Path(name).suffix.lower()
+    if name.endswith(("/", os.sep)) or not suffix or Path(name).is_dir():
+        return FolderSink(path, format, force)
+    kinds = {".y4m": Y4mSink, ".mkv": MatroskaSink, ".yuv": RawSink, ".npy": ArraySink}
+    if suffix not in kinds:
+        raise UnsupportedFormat(
+            f"{name}: frames go to {', '.join(kinds)} or a folder of PNG, not to {suffix}"
+        )
+    return kinds[suffix](path, format, force)

@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
+from flowarchive.media.matroska import end_of_elements
+
 __all__ = ["ffv1_slices_are_intact", "missing_bytes"]
 
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -74,35 +76,13 @@ def missing_bytes(file: BinaryIO, container: str) -> int:
     """
     walk: Callable[[BinaryIO, int], int]
     if container.startswith("matroska"):
-        walk = _matroska_end
+        walk = end_of_elements
     elif container.startswith("mov"):
         walk = _movie_end
     else:
         return 0
     size = file.seek(0, os.SEEK_END)
     return max(0, walk(file, size) - size)
-
-
-def _matroska_end(file: BinaryIO, size: int) -> int:
-    """Where the top-level elements of a Matroska file end, by the sizes they give."""
-    position = 0
-    while position < size:
-        file.seek(position)
-        head = file.read(12)
-        id_length = 9 - head[0].bit_length() if head else 9
-        if id_length > 4 or len(head) <= id_length:
-            return position
-        first = head[id_length]
-        width = 9 - first.bit_length()
-        body = head[id_length : id_length + width]
-        if width > 8 or len(body) < width:
-            return position
-        length = int.from_bytes(body, "big") & ((1 << 7 * width) - 1)
-        # All ones: a live stream that did not know its length.
-        if length == (1 << 7 * width) - 1:
-            return position
-        position += id_length + width + length
-    return position
 
 
 def _movie_end(file: BinaryIO, size: int) -> int:

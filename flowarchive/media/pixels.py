@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flowarchive.errors import UnsupportedFormat
 from flowarchive.frames import PIXEL_LAYOUTS, Plane, VideoFormat
 
-__all__ = ["fill", "native_name", "unpack"]
+__all__ = ["fill", "has_bit_fields", "native_name", "unpack"]
 
 
 class Slot(NamedTuple):
@@ -97,6 +97,11 @@ def native_name(name: str) -> str:
     if twin not in PIXEL_LAYOUTS:
         raise UnsupportedFormat(f"pixel format {name!r} is not supported")
     return twin
+
+
+def has_bit_fields(name: str) -> bool:
+    """Whether the format packs a pixel in one word, with samples of fewer bits than its layout."""
+    return name in _FIELDS
 
 
 def unpack(picture: av.VideoFrame, video_format: VideoFormat) -> tuple[Plane, ...]:

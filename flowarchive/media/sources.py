@@ -297,10 +297,10 @@ class FolderSource(_Source):
 
 
 class ArraySource(_Source):
-    """The frames of a .npy file: [T, H, W] or [T, H, W, C], uint8 or uint16, C = 1, 3 or 4.
+    """The frames of a .npy file: [T, H, W] or [T, H, W, C], uint8 or uint16, C = 1..4.
 
-    One component is gray, three are R, G, B, four R, G, B, A. The file is mapped, not read. The
-    format's time base is 1/25 s, for want of a rate.
+    One component is gray, two are gray and alpha, three R, G, B, four R, G, B, A. The file is
+    mapped, not read. The format's time base is 1/25 s, for want of a rate.
 
     Raises:
         InputNotFound: There is no such file, or it may not be read.
@@ -321,13 +321,18 @@ class ArraySource(_Source):
             raise InputError(f"{path} is not a readable .npy file: {reason}") from error
         if array.ndim == 3:
             array = array[..., np.newaxis]
-        formats = {1: ("gray", "gray16le"), 3: ("rgb24", "rgb48le"), 4: ("rgba", "rgba64le")}
+        formats = {
+            1: ("gray", "gray16le"),
+            2: ("ya8", "ya16le"),
+            3: ("rgb24", "rgb48le"),
+            4: ("rgba", "rgba64le"),
+        }
         # The array's byte order is free: dtype.kind and size, not equality.
         kind = (array.dtype.kind, array.dtype.itemsize)
         if array.ndim != 4 or array.shape[-1] not in formats or kind not in (("u", 1), ("u", 2)):
             raise UnsupportedFormat(
                 f"{path} is {array.dtype} {list(array.shape)}: frames are uint8 or uint16 "
-                "[T, H, W] or [T, H, W, C] with C = 1, 3 or 4"
+                "[T, H, W] or [T, H, W, C] with C = 1..4"
             )
         if array.size == 0:
             raise InputError(f"{path} holds no frames")
