@@ -25,7 +25,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from functools import cache
 
@@ -412,6 +413,22 @@ def freeze(model: nn.Module) -> nn.Module:
         else:
             freeze(child)
     return model
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads for one operation; results do not depend on it."""
+    before = torch.get_num_threads()
+    use_threads(count)
+    try:
+        yield
+    finally:
+        use_threads(before)
+
+
+def use_threads(count: int) -> None:
+    """Let torch use `count` threads for what the calling thread computes from now on."""
+    torch.set_num_threads(count)
 
 
 def check(model: nn.Module) -> None:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.frames import Plane, VideoFormat
+from flowarchive.frames import Plane
 
 Int32 = NDArray[np.int32]
 
@@ -45,17 +46,17 @@ def bits_needed(planes: Sequence[Plane]) -> int:
     return max(MIN_BITS, top.bit_length())
 
 
-def split(planes: Sequence[Plane], video_format: VideoFormat, bits: int) -> Components:
+def split(planes: Sequence[Plane], letters: str, bits: int) -> Components:
     """Turn component planes into centered integers.
 
     Args:
-        planes: The frame's planes, of `video_format`'s shapes.
-        video_format: Says which plane is what.
+        planes: At least one plane.
+        letters: A component letter for each, as in PixelLayout. Where they begin with neither RGB
+            nor YUV, the first plane is luma and every other is extra.
         bits: Depth from `bits_needed`, 8..16; the center is 2**(bits - 1).
     """
     center = 1 << (bits - 1)
     wide = [plane.astype(np.int32) for plane in planes]
-    letters = video_format.layout.components
     if letters.startswith("RGB"):
         luma, orange, green = _ycocg_forward(*wide[:3])
         chroma = np.stack([orange, green])
@@ -66,10 +67,11 @@ def split(planes: Sequence[Plane], video_format: VideoFormat, bits: int) -> Comp
     return Components(wide[0], None, tuple(wide[1:]))
 
 
-def merge(components: Components, video_format: VideoFormat, bits: int) -> tuple[Plane, ...]:
-    """Undo `split`."""
+def merge(
+    components: Components, letters: str, bits: int, dtype: np.dtype[Any]
+) -> tuple[Plane, ...]:
+    """Undo `split`, into planes of `dtype`."""
     center = 1 << (bits - 1)
-    letters = video_format.layout.components
     extra = [plane + center for plane in components.extra]
     wide = [components.luma + center]
     if components.chroma is not None:
@@ -77,7 +79,7 @@ def merge(components: Components, video_format: VideoFormat, bits: int) -> tuple
             wide = list(_ycocg_inverse(wide[0], *components.chroma))
         else:
             wide += [plane + center for plane in components.chroma]
-    return tuple(plane.astype(video_format.dtype) for plane in (*wide, *extra))
+    return tuple(plane.astype(dtype) for plane in (*wide, *extra))
 
 
 def luma_context(luma: Int32, shape: tuple[int, int]) -> Int32:

@@ -23,7 +23,7 @@ from flowarchive.container.records import (
     parse_head,
     parse_model,
 )
-from flowarchive.container.writer import Writer
+from flowarchive.container.writer import Writer, model_size
 from flowarchive.files import atomic_output
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Record",
     "Writer",
     "atomic_output",
+    "model_size",
     "parse_head",
     "parse_model",
 ]

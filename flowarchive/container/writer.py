@@ -11,6 +11,7 @@ from flowarchive.container.ledger import Ledger
 from flowarchive.container.records import (
     CHUNK,
     END,
+    FRAMING,
     HEAD,
     HEADER,
     INDEX,
@@ -85,16 +86,7 @@ class Writer:
             LimitExceeded: The model is too large.
             ValueError: The fingerprint is not 32 bytes, or there is a model already.
         """
-        if len(sha256) != 32:
-            raise ValueError(f"a fingerprint has 32 bytes, not {len(sha256)}")
-        if len(data) > MAX_MODEL:
-            raise LimitExceeded(f"the model has {len(data)} bytes, more than {MAX_MODEL}")
-        packed = zstandard.ZstdCompressor(level=19).compress(data)
-        if len(packed) < len(data):
-            payload = MODEL_FIELDS.pack(sha256, MODEL_ZSTD) + packed
-        else:
-            payload = MODEL_FIELDS.pack(sha256, MODEL_RAW) + data
-        self._record(MODEL, payload)
+        self._record(MODEL, _model_payload(sha256, data))
 
     def chunk(self, payload: bytes, frames: int) -> None:
         """Write one chunk.
@@ -148,3 +140,19 @@ class Writer:
             if not taken:
                 raise BlockingIOError("the output stream takes no more bytes")
             view = view[taken:]
+
+
+def model_size(sha256: bytes, data: bytes) -> int:
+    """Return the bytes that `Writer.model` would add to an archive."""
+    return FRAMING + len(_model_payload(sha256, data))
+
+
+def _model_payload(sha256: bytes, data: bytes) -> bytes:
+    if len(sha256) != 32:
+        raise ValueError(f"a fingerprint has 32 bytes, not {len(sha256)}")
+    if len(data) > MAX_MODEL:
+        raise LimitExceeded(f"the model has {len(data)} bytes, more than {MAX_MODEL}")
+    packed = zstandard.ZstdCompressor(level=19).compress(data)
+    if len(packed) < len(data):
+        return MODEL_FIELDS.pack(sha256, MODEL_ZSTD) + packed
+    return MODEL_FIELDS.pack(sha256, MODEL_RAW) + data

@@ -93,12 +93,12 @@ class IdfModel(nn.Module):
         Args:
             message: Gives the bits back.
             shapes: (rows, columns) of the frame's planes.
-            letters: Component letters of the planes, as in PixelLayout.
+            letters: A component letter for each, as in `planes.split`.
             bits: Depth of the samples, 8..16.
         """
         luma = self._pop_part(message, self.luma, shapes[0], None, bits)[0]
         chroma, rest = None, 1
-        if len(shapes) > 2:
+        if letters.startswith(("RGB", "YUV")):
             context = planes.luma_context(luma, shapes[1])
             chroma, rest = self._pop_part(message, self.chroma, shapes[1], context, bits), 3
         extra = tuple(

@@ -65,7 +65,7 @@ def load_clip(config: ClipConfig) -> Clip:
             if len(luma) == config.limit:
                 break
             shrunk = [_shrink(plane >> excess, config.scale) for plane in frame.planes]
-            parts = planes.split(shrunk, video_format, planes.MIN_BITS)
+            parts = planes.split(shrunk, video_format.layout.components, planes.MIN_BITS)
             luma.append(parts.luma.astype(np.int16))
             if parts.chroma is not None:
                 chroma.append(parts.chroma.astype(np.int16))

@@ -1,0 +1,197 @@
+"""A group of frames to a chunk and back.
+
+Planes that are constant in the whole chunk are named once and not coded. The others go frame by
+frame onto one message, the last frame first, so that the first is popped first. A chunk that a
+model would not make smaller is stored, with zstd or as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from flowarchive import planes
+from flowarchive.ans import Message
+from flowarchive.chunk import MAX_PAYLOAD, Chunk, Coding, store_planes
+from flowarchive.errors import ChecksumMismatch, FormatError, LimitExceeded
+from flowarchive.frames import Frame, Plane, VideoFormat
+
+SAMPLES_PER_LANE = 1 << 15
+MAX_LANES = 64
+CHUNK_BYTES = 2 << 20  # raw bytes of a chunk whose length nobody chose
+MAX_CHUNK_FRAMES = 256
+
+
+class FrameCoder(Protocol):
+    """What a model offers to a chunk; see `models.idf.IdfModel`."""
+
+    def push(self, message: Message, components: planes.Components, bits: int) -> float: ...
+    def pop(
+        self, message: Message, shapes: Sequence[tuple[int, int]], letters: str, bits: int
+    ) -> planes.Components: ...
+
+
+def frames_per_chunk(video_format: VideoFormat, wanted: int | None = None) -> int:
+    """Return how many frames of a format go into a chunk.
+
+    Args:
+        video_format: Of the frames.
+        wanted: What the user asked for; None for about `CHUNK_BYTES` of raw samples.
+
+    Raises:
+        LimitExceeded: So many frames do not fit a chunk.
+        ValueError: `wanted` is below 1.
+    """
+    if wanted is None:
+        wanted = min(max(1, CHUNK_BYTES // video_format.bytes_per_frame), MAX_CHUNK_FRAMES)
+    if wanted < 1:
+        raise ValueError(f"a chunk of {wanted} frames is too short")
+    _check_size(video_format, wanted)
+    return wanted
+
+
+def encode_chunk(
+    frames: Sequence[Frame], video_format: VideoFormat, model: FrameCoder
+) -> tuple[Chunk, float]:
+    """Code frames into a chunk.
+
+    Args:
+        frames: At least one frame of the format.
+        video_format: Of the frames.
+        model: Codes what is not constant.
+
+    Returns:
+        The chunk, and the ideal code length in bits of what the model coded; for a stored chunk
+        the bits it takes.
+    """
+    constants = _constants(frames)
+    coded = [i for i, value in enumerate(constants) if value is None]
+    letters = _coded_letters(video_format, constants)
+    moving = [[frame.planes[i] for i in coded] for frame in frames]
+    bits = max((planes.bits_needed(group) for group in moving), default=planes.MIN_BITS)
+    bits = max(bits, *(value.bit_length() for value in constants if value is not None), bits)
+    message = Message(_lanes(sum(plane.size for group in moving for plane in group)))
+    ideal = 0.0
+    for group in reversed(moving) if coded else ():
+        ideal += model.push(message, planes.split(group, letters, bits), bits)
+    coding, payload = Coding.MODEL, message.to_bytes()
+    stored = b"".join(_little_endian(plane) for group in moving for plane in group)
+    stored_coding, stored_payload = store_planes(stored)
+    if len(stored_payload) < len(payload):
+        coding, payload, ideal = stored_coding, stored_payload, 8.0 * len(stored_payload)
+    chunk = Chunk(
+        coding=coding,
+        frame_count=len(frames),
+        pts=tuple(frame.pts for frame in frames),
+        digests=tuple(frame.digest() for frame in frames),
+        constants=constants,
+        bits=bits,
+        lanes=len(message.head) if coding == Coding.MODEL else 0,
+        payload=payload,
+    )
+    return chunk, ideal
+
+
+def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder) -> list[Frame]:
+    """Undo `encode_chunk` and check every frame against its hash.
+
+    Raises:
+        ChecksumMismatch: A frame is not the one that was packed.
+        FormatError: The chunk does not fit the format.
+        CodingError: The message does not hold what the chunk says.
+    """
+    if len(chunk.constants) != len(video_format.plane_shapes):
+        raise FormatError("a chunk has another number of planes than the archive")
+    _check_size(video_format, chunk.frame_count)
+    letters = _coded_letters(video_format, chunk.constants)
+    shapes = [
+        shape
+        for shape, value in zip(video_format.plane_shapes, chunk.constants, strict=True)
+        if value is None
+    ]
+    if chunk.coding == Coding.MODEL:
+        moving = _pop_frames(chunk, shapes, letters, video_format.dtype, model)
+    else:
+        moving = _stored_frames(chunk, shapes, video_format.dtype)
+    frames = []
+    for number, group in enumerate(moving):
+        parts = iter(group)
+        whole = tuple(
+            next(parts) if value is None else np.full(shape, value, dtype=video_format.dtype)
+            for value, shape in zip(chunk.constants, video_format.plane_shapes, strict=True)
+        )
+        frame = Frame(whole, chunk.pts[number])
+        if frame.digest() != chunk.digests[number]:
+            raise ChecksumMismatch(f"frame {number} of a chunk is not the frame that was packed")
+        frames.append(frame)
+    return frames
+
+
+def _pop_frames(
+    chunk: Chunk,
+    shapes: list[tuple[int, int]],
+    letters: str,
+    dtype: np.dtype[Any],
+    model: FrameCoder,
+) -> list[tuple[Plane, ...]]:
+    message = Message.from_bytes(chunk.payload, chunk.lanes)
+    moving: list[tuple[Plane, ...]] = []
+    for _ in range(chunk.frame_count):
+        if not shapes:
+            moving.append(())
+            continue
+        components = model.pop(message, shapes, letters, chunk.bits)
+        moving.append(planes.merge(components, letters, chunk.bits, dtype))
+    if not message.is_drained:
+        raise FormatError("bits are left over when a chunk's frames are out")
+    return moving
+
+
+def _stored_frames(
+    chunk: Chunk, shapes: list[tuple[int, int]], dtype: np.dtype[Any]
+) -> list[tuple[Plane, ...]]:
+    little = dtype.newbyteorder("<")
+    frame_size = sum(h * w for h, w in shapes) * dtype.itemsize
+    data = chunk.stored_planes(frame_size * chunk.frame_count)
+    moving, offset = [], 0
+    for _ in range(chunk.frame_count):
+        group = []
+        for h, w in shapes:
+            plane = np.frombuffer(data, little, h * w, offset).reshape(h, w)
+            group.append(plane.astype(dtype))
+            offset += plane.nbytes
+        moving.append(tuple(group))
+    return moving
+
+
+def _constants(frames: Sequence[Frame]) -> tuple[int | None, ...]:
+    """For each plane the value that all its samples in all frames have, or None."""
+    constants: list[int | None] = []
+    for column in zip(*(frame.planes for frame in frames), strict=True):
+        value = int(column[0].flat[0])
+        constants.append(value if all(bool((plane == value).all()) for plane in column) else None)
+    return tuple(constants)
+
+
+def _coded_letters(video_format: VideoFormat, constants: Sequence[int | None]) -> str:
+    letters = video_format.layout.components
+    return "".join(c for c, value in zip(letters, constants, strict=True) if value is None)
+
+
+def _lanes(samples: int) -> int:
+    lanes = 1
+    while lanes < MAX_LANES and 2 * lanes * SAMPLES_PER_LANE <= samples:
+        lanes *= 2
+    return lanes
+
+
+def _little_endian(plane: Plane) -> bytes:
+    return plane.astype(plane.dtype.newbyteorder("<")).tobytes()
+
+
+def _check_size(video_format: VideoFormat, frames: int) -> None:
+    size = video_format.bytes_per_frame * frames
+    if size > MAX_PAYLOAD:
+        raise LimitExceeded(f"{frames} frames of {size} bytes together do not fit a chunk")

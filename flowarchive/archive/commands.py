@@ -1,0 +1,287 @@
+"""What the command line calls: pack, unpack, verify, info, models."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import flowarchive.archive.reader as reader
+from flowarchive import media
+from flowarchive.archive.writer import ArchiveWriter
+from flowarchive.errors import ChecksumMismatch, InputError
+from flowarchive.frames import Frame, VideoFormat
+
+SUFFIX = ".flow"
+UNPACKED = {".npy": ".npy", ".y4m": ".y4m", "folder": ""}  # by the source's kind; others .mkv
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What `pack` did; see `archive.writer.Totals` for the fields it shares.
+
+    Attributes:
+        output: The archive.
+        frames: Frames packed.
+        format: What they are.
+        samples: Samples of all planes of all frames.
+        raw_bytes: What they take uncoded.
+        archive_bytes: Size of the archive.
+        ideal_bits: Ideal code length by the frozen integer model.
+        chunks: Chunks.
+        chunks_stored: Chunks that no model made smaller.
+        model_name: Name of the model.
+        model_embedded: The model is inside the archive.
+        source_bytes: Size of the source, None where unknown.
+        lossy_source: The source's own coding had lost samples before.
+        seconds: Time it took.
+    """
+
+    output: Path
+    frames: int
+    format: VideoFormat
+    samples: int
+    raw_bytes: int
+    archive_bytes: int
+    ideal_bits: float
+    chunks: int
+    chunks_stored: int
+    model_name: str
+    model_embedded: bool
+    source_bytes: int | None
+    lossy_source: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class UnpackReport:
+    """What `unpack` wrote, how many frames of what format, and the time it took."""
+
+    output: Path
+    frames: int
+    format: VideoFormat
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found good, and whether it was compared with the source too."""
+
+    frames: int
+    chunks: int
+    seconds: float
+    source_checked: bool
+
+
+def pack(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    model: str = "idf",
+    chunk_frames: int | None = None,
+    embed_model: str = "auto",
+    jobs: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Pack the decoded frames of a video, folder of images or array.
+
+    Args:
+        source: Anything `media.open_source` reads.
+        output: The archive; None for the source's name with `.flow`.
+        model: A model of the package by name, or a model file.
+        chunk_frames: Frames that are coded, and read, together; None to suit their size.
+        embed_model: "auto" puts the model inside where it takes at most 1 % of the archive;
+            "always", "never".
+        jobs: Worker threads, None for all cores; the archive does not depend on it.
+        force: Replace the output.
+        progress: Called with the frames done, and the frames there are if that is known.
+
+    Raises:
+        InputError: The source cannot be read, holds no frame, or changed meanwhile.
+        OutputExists: The output exists and `force` is not given.
+        ModelError: There is no such model, or it is not exact here.
+    """
+    started = time.monotonic()
+    path = Path(source)
+    with media.open_source(path) as frames:
+        description = {
+            "kind": "folder" if path.is_dir() else path.suffix.lower(),
+            "bytes": frames.source_bytes,
+            "lossy": frames.lossy,
+        }
+        with ArchiveWriter(
+            _packed_name(path) if output is None else output,
+            frames.format,
+            model=model,
+            chunk_frames=chunk_frames,
+            embed_model=embed_model,
+            jobs=jobs,
+            force=force,
+            source=description,
+            progress=progress and (lambda done: progress(done, frames.frame_count)),
+        ) as archive:
+            count = 0
+            for frame in frames:
+                archive.append(frame)
+                count += 1
+            if not count:
+                raise InputError(f"{path} holds no frame")
+    totals, video_format = archive.totals, archive.format
+    return PackReport(
+        output=archive.path,
+        frames=totals.frames,
+        format=video_format,
+        samples=totals.frames * video_format.samples_per_frame,
+        raw_bytes=totals.frames * video_format.bytes_per_frame,
+        archive_bytes=totals.archive_bytes,
+        ideal_bits=totals.ideal_bits,
+        chunks=totals.chunks,
+        chunks_stored=totals.chunks_stored,
+        model_name=archive.model.name,
+        model_embedded=totals.model_embedded,
+        source_bytes=frames.source_bytes,
+        lossy_source=frames.lossy,
+        seconds=time.monotonic() - started,
+    )
+
+
+def unpack(
+    archive: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> UnpackReport:
+    """Write the frames of an archive to a file or folder, each checked against its hash.
+
+    Args:
+        archive: The archive.
+        output: See `media.open_sink`; None for the archive's name and the kind its source had.
+        jobs: Worker threads, None for all cores.
+        force: Replace the output.
+        progress: Called with the frames done and the frames there are.
+
+    Raises:
+        FormatError: The archive is damaged.
+        UnsupportedFormat: The output's kind cannot hold the frames unchanged.
+        OutputExists: The output exists and `force` is not given.
+    """
+    started = time.monotonic()
+    with reader.open(archive, jobs=jobs) as frames:
+        name = _unpacked_name(frames) if output is None else os.fspath(output)
+        with media.open_sink(name, frames.format, force) as sink:
+            for done, frame in enumerate(frames, 1):
+                sink.write(frame)
+                if progress is not None:
+                    progress(done, len(frames))
+        return UnpackReport(
+            Path(name), len(frames), frames.format, time.monotonic() - started
+        )
+
+
+def verify(
+    archive: str | os.PathLike[str],
+    *,
+    source: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Decode a whole archive and check every frame against its hash.
+
+    Args:
+        archive: The archive.
+        source: Also compare every sample and timestamp with what is read from here.
+        jobs: Worker threads, None for all cores.
+        progress: Called with the frames done and the frames there are.
+
+    Raises:
+        FormatError: The archive is damaged.
+        ChecksumMismatch: A frame is not the one that was packed, or not the source's.
+    """
+    started = time.monotonic()
+    with reader.open(archive, jobs=jobs) as frames:
+        frames.container.check()
+        if source is None:
+            for done, _ in enumerate(frames, 1):
+                if progress is not None:
+                    progress(done, len(frames))
+        else:
+            with media.open_source(source) as other:
+                if other.format != frames.format:
+                    raise ChecksumMismatch(f"{source} has another format than the archive")
+                for done, (ours, theirs) in enumerate(zip_longest(frames, other), 1):
+                    if ours is None or theirs is None or not _equal(ours, theirs):
+                        raise ChecksumMismatch(f"frame {done - 1} is not the frame of {source}")
+                    if progress is not None:
+                        progress(done, len(frames))
+        return VerifyReport(
+            len(frames),
+            len(frames.container.index),
+            time.monotonic() - started,
+            source is not None,
+        )
+
+
+def info(archive: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe an archive as a JSON object, from its HEAD and index; no frame is decoded.
+
+    Raises:
+        FormatError: The archive is damaged.
+    """
+    with reader.open(archive) as frames:
+        records, video_format = frames.container, frames.format
+        samples = len(frames) * video_format.samples_per_frame
+        return {
+            "archive": str(frames.path),
+            "bytes": records.size,
+            "frames": len(frames),
+            "samples": samples,
+            "raw_bytes": len(frames) * video_format.bytes_per_frame,
+            "bits_per_sample": 8 * records.size / max(1, samples),
+            "promise": "samples",
+            "format": video_format.to_json(),
+            "source": frames.head.get("source"),
+            "model": {**frames.head["model"], "embedded_bytes": records.model_size},
+            "chunk_frames": frames.head.get("chunk_frames"),
+            "chunks": [
+                {
+                    "offset": entry.offset,
+                    "bytes": entry.size,
+                    "first_frame": entry.first_frame,
+                    "frames": entry.frame_count,
+                }
+                for entry in records.index
+            ],
+        }
+
+
+def models() -> list[dict[str, Any]]:
+    """Describe every model in the package as a JSON object."""
+    from flowarchive import store  # brings torch in, which `info` does without
+
+    return [{"name": name, **facts} for name, facts in store.packaged_models().items()]
+
+
+def _equal(ours: Frame, theirs: Frame) -> bool:
+    return ours.pts == theirs.pts and all(map(np.array_equal, ours.planes, theirs.planes))
+
+
+def _packed_name(source: Path) -> Path:
+    source = source.resolve() if source.name in ("", "..") else source
+    name = source.name if source.is_dir() else source.stem
+    return source.with_name(name + SUFFIX)
+
+
+def _unpacked_name(archive: reader.Archive) -> str:
+    kind = (archive.head.get("source") or {}).get("kind")
+    return str(archive.path.with_suffix(UNPACKED.get(kind, ".mkv")))

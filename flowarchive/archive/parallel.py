@@ -1,0 +1,79 @@
+"""Several chunks at a time, in order, with a bounded number under way."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def worker_count(jobs: int | None) -> int:
+    """Return `jobs`, or the number of cores this process may use.
+
+    Raises:
+        ValueError: `jobs` is below 1.
+    """
+    if jobs is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        return len(affinity(0)) if affinity else os.cpu_count() or 1
+    if jobs < 1:
+        raise ValueError(f"{jobs} jobs are too few")
+    return jobs
+
+
+class OrderedPool(Generic[T, R]):
+    """Threads that apply a function to items and give the results back in the items' order.
+
+    At most `jobs` + 1 items are under way, so memory stays bounded.
+
+    Args:
+        function: Runs in a worker thread.
+        jobs: Worker threads, at least 1.
+        cores: Cores the workers share: each lets torch use its part of them.
+    """
+
+    def __init__(self, function: Callable[[T], R], jobs: int, cores: int) -> None:
+        from flowarchive import exact  # brings torch in, which reading an index does without
+
+        self._function, self._jobs = function, jobs
+        self._pending: deque[Future[R]] = deque()
+        self._threads = exact.threads(max(1, cores // jobs))
+        self._threads.__enter__()
+        self._executor = ThreadPoolExecutor(
+            jobs, "flowarchive", exact.use_threads, (max(1, cores // jobs),)
+        )
+
+    def submit(self, item: T) -> Iterator[R]:
+        """Take an item and yield the results that have to leave to make room for it."""
+        self._pending.append(self._executor.submit(self._function, item))
+        while len(self._pending) > self._jobs:
+            yield self._pending.popleft().result()
+
+    def drain(self) -> Iterator[R]:
+        """Yield the results of all items that are under way."""
+        while self._pending:
+            yield self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Drop what has not begun and wait for what has."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+        self._threads.__exit__(None, None, None)
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Sequence[T], cores: int
+) -> Iterator[R]:
+    """Yield function(item) for every item in order, up to `cores` of them computed at a time."""
+    pool = OrderedPool(function, max(1, min(cores, len(items))), cores)
+    try:
+        for item in items:
+            yield from pool.submit(item)
+        yield from pool.drain()
+    finally:
+        pool.close()

@@ -1,0 +1,187 @@
+"""Frames out: an archive that decodes only the chunks that are touched."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, overload
+
+from flowarchive import container
+from flowarchive.archive.chunks import decode_chunk
+from flowarchive.archive.parallel import ordered_map, worker_count
+from flowarchive.chunk import Chunk
+from flowarchive.errors import FlowArchiveError, FormatError, InputNotFound
+from flowarchive.frames import Frame, VideoFormat
+
+if TYPE_CHECKING:
+    from flowarchive.store import StoredModel
+
+KEPT_CHUNKS = 2
+
+
+class Archive(Sequence[Frame]):
+    """The frames of an archive: `len`, `[i]`, slices and iteration.
+
+    Only the chunks that are touched are read and decoded, each frame is checked against its hash,
+    and memory is bounded by a few chunks. A context manager that closes the file.
+
+    Attributes:
+        path: The archive.
+        format: What every frame is.
+        head: What the archive says of itself; see docs/format.md, HEAD.
+        container: The records, for those who want their sizes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], jobs: int | None = None) -> None:
+        self.path = Path(path)
+        self._jobs = worker_count(jobs)
+        self._lock = Lock()
+        self._model: StoredModel | None = None
+        self._kept: OrderedDict[int, list[Frame]] = OrderedDict()
+        try:
+            self._file = builtins.open(self.path, "rb")
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise InputNotFound(f"{self.path}: {error.strerror}") from None
+        try:
+            self.container = container.Reader(self._file)
+            self.head = self.container.head
+            self.format = VideoFormat.from_json(self._field("format", dict))
+            self._model_name = str(self._field("model", dict).get("name"))
+            try:
+                self._fingerprint = bytes.fromhex(self._field("model", dict)["sha256"])
+            except (KeyError, TypeError, ValueError):
+                raise FormatError("HEAD does not name a model") from None
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._kept.clear()
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self.container.frames
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> Frames: ...
+    def __getitem__(self, index: int | slice) -> Frame | Frames:
+        if isinstance(index, slice):
+            return Frames(self, range(len(self))[index])
+        index = range(len(self))[index]
+        chunk = self.container.index.find(index)
+        return self._frames(chunk)[index - self.container.index[chunk].first_frame]
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield every frame in order, several chunks decoded at a time."""
+        return iter(self[:])
+
+    @property
+    def model(self) -> StoredModel:
+        """The model that decodes this archive, from the archive itself or from the package."""
+        with self._lock:
+            if self._model is None:
+                from flowarchive import store  # brings torch in, which an index does without
+
+                record = self.container.model()
+                embedded = None if record is None else record[1]
+                self._model = store.find_model(self._fingerprint, embedded, self._model_name)
+            return self._model
+
+    def chunk(self, i: int) -> Chunk:
+        """Read chunk i without decoding its frames."""
+        with self._lock:
+            payload = self.container.chunk(i)
+        return Chunk.from_bytes(payload)
+
+    def decode(self, i: int) -> list[Frame]:
+        """Decode chunk i.
+
+        Raises:
+            FormatError: The chunk is damaged, or a frame is not the one that was packed.
+            CodingError: The same, found while popping.
+        """
+        try:
+            return decode_chunk(self.chunk(i), self.format, self.model.network)
+        except FlowArchiveError as error:
+            first = self.container.index[i].first_frame
+            raise type(error)(f"chunk {i} (from frame {first}): {error}") from error
+
+    def walk(self, chunks: Sequence[int]) -> Iterator[tuple[int, list[Frame]]]:
+        """Yield (i, frames) of several chunks in order, decoded in parallel."""
+        return ordered_map(lambda i: (i, self.decode(i)), chunks, self._jobs)
+
+    def _frames(self, chunk: int) -> list[Frame]:
+        with self._lock:
+            if chunk in self._kept:
+                self._kept.move_to_end(chunk)
+                return self._kept[chunk]
+        frames = self.decode(chunk)
+        with self._lock:
+            self._kept[chunk] = frames
+            while len(self._kept) > KEPT_CHUNKS:
+                self._kept.popitem(last=False)
+        return frames
+
+    def _field(self, name: str, kind: type) -> Any:
+        value = self.head.get(name)
+        if not isinstance(value, kind):
+            raise FormatError(f"HEAD does not hold a proper {name!r}")
+        return value
+
+
+class Frames(Sequence[Frame]):
+    """A slice of an archive, decoded as it is read."""
+
+    def __init__(self, archive: Archive, positions: range) -> None:
+        self._archive, self._positions = archive, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> Frames: ...
+    def __getitem__(self, index: int | slice) -> Frame | Frames:
+        if isinstance(index, slice):
+            return Frames(self._archive, self._positions[index])
+        return self._archive[self._positions[index]]
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the frames in order, several chunks decoded at a time."""
+        index = self._archive.container.index
+        wanted = [(index.find(position), position) for position in self._positions]
+        chunks = list(dict.fromkeys(chunk for chunk, _ in wanted))
+        queue = iter(wanted)
+        ahead = next(queue, None)
+        for chunk, frames in self._archive.walk(chunks):
+            while ahead is not None and ahead[0] == chunk:
+                yield frames[ahead[1] - index[chunk].first_frame]
+                ahead = next(queue, None)
+
+
+def open(path: str | os.PathLike[str], *, jobs: int | None = None) -> Archive:
+    """Open an archive for reading.
+
+    Args:
+        path: The archive.
+        jobs: Worker threads of iteration, None for all cores.
+
+    Raises:
+        InputNotFound: There is no such file.
+        FormatError: It is not a whole, undamaged archive as far as its index tells.
+    """
+    return Archive(path, jobs)

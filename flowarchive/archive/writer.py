@@ -1,0 +1,192 @@
+"""Frames in: an archive that is written chunk by chunk while they arrive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowarchive import container, files
+from flowarchive.archive.chunks import encode_chunk, frames_per_chunk
+from flowarchive.archive.parallel import OrderedPool, worker_count
+from flowarchive.chunk import Chunk, Coding
+from flowarchive.frames import Frame, VideoFormat
+
+if TYPE_CHECKING:
+    from flowarchive.store import StoredModel
+
+EMBED_CHOICES = ("auto", "always", "never")
+EMBED_SHARE = 100  # `auto` embeds a model that takes at most 1 part in 100 of the archive
+
+
+@dataclass
+class Totals:
+    """What an archive came to.
+
+    Attributes:
+        frames: Frames packed.
+        chunks: Chunks they went into.
+        chunks_stored: Chunks that no model made smaller.
+        ideal_bits: Code length by the frozen integer model, stored chunks by their size.
+        archive_bytes: Size of the file.
+        model_embedded: The model is inside.
+    """
+
+    frames: int = 0
+    chunks: int = 0
+    chunks_stored: int = 0
+    ideal_bits: float = 0.0
+    archive_bytes: int = 0
+    model_embedded: bool = False
+
+
+class ArchiveWriter:
+    """Packs frames as they are appended; the archive takes its name when it is closed.
+
+    A context manager: leaving the block closes the archive, leaving it by an error discards it.
+    Memory is bounded by a few chunks, however long the sequence.
+
+    Attributes:
+        path: The archive's name.
+        format: What every frame has to be.
+        model: The model that codes them.
+        totals: What has been written; complete when the archive is closed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        video_format: VideoFormat,
+        *,
+        model: str = "idf",
+        chunk_frames: int | None = None,
+        embed_model: str = "auto",
+        jobs: int | None = None,
+        force: bool = False,
+        source: Mapping[str, Any] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        if embed_model not in EMBED_CHOICES:
+            raise ValueError(f"embed_model is {embed_model!r}, not one of {EMBED_CHOICES}")
+        self.path, self.format, self.totals = Path(path), video_format, Totals()
+        self._chunk_frames = frames_per_chunk(video_format, chunk_frames)
+        self._embed_model, self._progress = embed_model, progress
+        self._group: list[Frame] = []
+        jobs = worker_count(jobs)
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            # The output is claimed before the model is loaded, so that a taken name fails at once.
+            file = stack.enter_context(files.atomic_output(self.path, force))
+            self.model = _load_model(model)
+            self._pool = OrderedPool(self._encode, jobs, jobs)
+            stack.callback(self._pool.close)
+            head = {
+                "format": video_format.to_json(),
+                "model": {"name": self.model.name, "sha256": self.model.fingerprint.hex()},
+                "chunk_frames": self._chunk_frames,
+                "source": dict(source or {}),
+            }
+            self._writer = container.Writer(file, head)
+            if embed_model == "always":
+                self._embed()
+            self._stack = stack.pop_all()
+        self._open = True
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self.close()
+        else:
+            self._abandon(error)
+
+    def append(self, frame: Frame) -> None:
+        """Take the next frame; its planes must not be changed afterwards.
+
+        Raises:
+            UnsupportedFormat: The frame is not of the archive's format.
+            ValueError: The archive is closed.
+        """
+        if not self._open:
+            raise ValueError("the archive is closed")
+        frame.check(self.format)
+        self._group.append(frame)
+        if len(self._group) == self._chunk_frames:
+            self._flush()
+
+    def close(self) -> None:
+        """Code what is left, complete the archive and give it its name; twice is allowed."""
+        if not self._open:
+            return
+        try:
+            if self._group:
+                self._flush()
+            self._write(self._pool.drain())
+            if self._embed_model == "auto":
+                cost = container.model_size(self.model.fingerprint, self.model.data)
+                if cost * EMBED_SHARE <= self._writer.bytes_written + cost:
+                    self._embed()
+            self._writer.close()
+            self.totals.archive_bytes = self._writer.bytes_written
+        except BaseException as error:
+            self._abandon((type(error), error, error.__traceback__))
+            raise
+        self._open = False
+        self._stack.close()
+
+    def _abandon(self, error: tuple[Any, Any, Any]) -> None:
+        if self._open:
+            self._open = False
+            self._stack.__exit__(*error)
+
+    def _flush(self) -> None:
+        group, self._group = self._group, []
+        self._write(self._pool.submit(group))
+
+    def _encode(self, frames: list[Frame]) -> tuple[Chunk, float]:
+        return encode_chunk(frames, self.format, self.model.network)
+
+    def _write(self, results: Iterator[tuple[Chunk, float]]) -> None:
+        for chunk, ideal_bits in results:
+            self._writer.chunk(chunk.to_bytes(), chunk.frame_count)
+            self.totals.frames += chunk.frame_count
+            self.totals.chunks += 1
+            self.totals.chunks_stored += chunk.coding != Coding.MODEL
+            self.totals.ideal_bits += ideal_bits
+            if self._progress is not None:
+                self._progress(self.totals.frames)
+
+    def _embed(self) -> None:
+        self._writer.model(self.model.fingerprint, self.model.data)
+        self.totals.model_embedded = True
+
+
+def create(
+    path: str | os.PathLike[str], video_format: VideoFormat, **options: Any
+) -> ArchiveWriter:
+    """Open a new archive for frames of one format.
+
+    Args:
+        path: The archive to write.
+        video_format: What every appended frame will be.
+        **options: `model` (a name or file), `chunk_frames`, `embed_model` ("auto", "always" or
+            "never"), `jobs` (worker threads, None for all cores), `force` (replace `path`).
+
+    Returns:
+        A context manager with `append(frame)`.
+
+    Raises:
+        OutputExists: `path` exists and `force` is not given.
+        ModelNotFound: There is no such model.
+    """
+    return ArchiveWriter(path, video_format, **options)
+
+
+def _load_model(name: str) -> StoredModel:
+    from flowarchive import store  # brings torch in, which reading an index does without
+
+    return store.load_model(name)
