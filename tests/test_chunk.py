@@ -1,0 +1,309 @@
+"""A chunk has one encoding; everything else is refused."""
+
+from __future__ import annotations
+
+import random
+import struct
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowarchive import chunk as chunk_module
+from flowarchive.chunk import MAX_FRAMES, Chunk, Coding, store_planes
+from flowarchive.errors import FormatError, LimitExceeded, Truncated
+
+FAR = (1 << 63) - 1
+times = st.one_of(st.integers(-5, 5), st.integers(-FAR, FAR), st.sampled_from([-FAR, FAR]))
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> Chunk:
+    frames = draw(st.integers(1, 20))
+    bits = draw(st.integers(8, 16))
+    coding = draw(st.sampled_from(Coding))
+    one_pts = draw(st.sampled_from([st.none(), times, st.one_of(st.none(), times)]))
+    constants = st.lists(st.none() | st.integers(0, (1 << bits) - 1), min_size=1, max_size=8)
+    return Chunk(
+        coding=coding,
+        frame_count=frames,
+        pts=tuple(draw(st.lists(one_pts, min_size=frames, max_size=frames))),
+        digests=tuple(random.Random(i).randbytes(16) for i in range(frames)),
+        constants=tuple(draw(constants)),
+        bits=bits,
+        lanes=1 << draw(st.integers(0, 10)) if coding == Coding.MODEL else 0,
+        payload=draw(st.binary(max_size=40)),
+    )
+
+
+def chunk(**fields: Any) -> Chunk:
+    frames = fields.get("frame_count", len(fields.get("pts", "abc")))
+    defaults: dict[str, Any] = {
+        "coding": 0,
+        "frame_count": frames,
+        "pts": tuple(range(frames)),
+        "digests": tuple(bytes([i % 256]) * 16 for i in range(frames)),
+        "constants": (None, 128, 0),
+        "bits": 8,
+        "lanes": 4,
+        "payload": b"payload",
+    }
+    return Chunk(**{**defaults, **fields})
+
+
+def check_bytes(data: bytes) -> None:
+    """Bytes are refused, or they are the one encoding of what they say."""
+    try:
+        read = Chunk.from_bytes(data)
+    except FormatError:
+        return
+    assert read.to_bytes() == data
+
+
+@given(chunks())
+def test_round_trip(original):
+    data = original.to_bytes()
+    assert Chunk.from_bytes(data) == original
+    assert data[:4] == struct.pack("<I", original.frame_count)
+
+
+@given(chunks(), st.data())
+def test_other_bytes_are_refused_or_canonical(original, data):
+    encoded = bytearray(original.to_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    check_bytes(bytes(encoded))
+    cut = data.draw(st.integers(0, len(encoded) - 1))
+    check_bytes(bytes(encoded[:cut] + encoded[cut + 1 :]))
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_refused_or_canonical(data):
+    check_bytes(data)
+
+
+SAMPLES = [
+    chunk(),
+    chunk(pts=(None, None)),
+    chunk(pts=(None, 5, None, -(1 << 40), FAR, None, 1, 2, 3)),
+    chunk(coding=1, lanes=0, constants=(None,) * 8, bits=16),
+    chunk(coding=2, lanes=0, constants=(65535,) * 8, bits=16, payload=b""),
+]
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_every_cut_and_every_addition_is_refused(sample):
+    data = sample.to_bytes()
+    for cut in range(len(data)):
+        with pytest.raises(Truncated):
+            Chunk.from_bytes(data[:cut])
+    for more in (b"\0", b"x" * 16, data):
+        with pytest.raises(FormatError, match="follow"):
+            Chunk.from_bytes(data + more)
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_every_flipped_bit_is_refused_or_changes_the_chunk(sample):
+    data = sample.to_bytes()
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        check_bytes(bytes(damaged))
+
+
+# Timestamps.
+
+
+@pytest.mark.parametrize(
+    ("pts", "size"),
+    [
+        (range(0, 1000), 1000),
+        (range(0, 512_000, 512), 1001),
+        (range(900_000, 900_000 + 3003 * 100, 3003), 103),
+        ([None] * 50, 0),
+        ([None, *range(15)], 2 + 15),
+        ([-FAR, FAR, -FAR, FAR], 4 * 10),
+    ],
+)
+def test_timestamps_are_compact(pts, size):
+    pts = tuple(pts)
+    sample = chunk(pts=pts, constants=(None,))
+    assert len(sample.to_bytes()) == 16 + size + 16 * len(pts) + 7
+    assert Chunk.from_bytes(sample.to_bytes()) == sample
+
+
+def with_pts(varints: bytes, frames: int, mask: bytes = b"", kind: int = 1) -> bytes:
+    header = struct.pack("<IBBHIBBBB", frames, 0, 8, 1, 0, 1, 0, kind, 0)
+    return header + mask + varints + bytes(16 * frames)
+
+
+def test_with_pts_makes_chunks():
+    assert Chunk.from_bytes(with_pts(b"\x02\x04\x03", 3)).pts == (1, 3, 3)
+    assert Chunk.from_bytes(with_pts(b"\x02", 3, b"\x04", 2)).pts == (None, None, 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_pts(b"\x80\x00", 1),
+        with_pts(b"\x82\x80\x00", 1),
+        with_pts(b"\xff" * 9 + b"\x00", 1),
+        with_pts(b"\x80" * 10 + b"\x01", 1),
+        with_pts(b"\xff" * 40, 1),
+        with_pts(b"\xff" * 9 + b"\x01", 1),  # -2**63
+        with_pts(b"\x80" * 9 + b"\x02", 1),  # 2**63
+        with_pts(b"\xff" * 9 + b"\x7f", 1),
+        with_pts((b"\xfe" + b"\xff" * 8 + b"\x01") * 3, 3),
+        with_pts(b"", 1, b"\x00", 2),
+        with_pts(b"\x00", 1, b"\x01", 2),
+        with_pts(b"\x00", 2, b"\x05", 2),
+        with_pts(b"\x00\x00", 2, b"\x83", 2),
+        with_pts(b"", 1, kind=3),
+        with_pts(b"", 1, kind=255),
+    ],
+    ids=range(15),
+)
+def test_malformed_timestamps(data):
+    with pytest.raises(FormatError):
+        Chunk.from_bytes(data)
+
+
+# Ranges.
+
+
+WRONG = [
+    {"coding": 3},
+    {"coding": -1},
+    {"frame_count": 0, "pts": (), "digests": ()},
+    {"pts": (1, 2)},
+    {"digests": (bytes(16),) * 2},
+    {"digests": (bytes(16), bytes(16), bytes(15))},
+    {"constants": ()},
+    {"constants": (None,) * 9},
+    {"constants": (256,)},
+    {"constants": (-1,)},
+    {"bits": 7},
+    {"bits": 17},
+    {"lanes": 0},
+    {"lanes": 3},
+    {"lanes": 2048},
+    {"lanes": -4},
+    {"coding": 1},
+    {"coding": 2, "lanes": 1},
+    {"pts": (0, 1, FAR + 1)},
+    {"pts": (0, 1, -FAR - 1)},
+]
+
+
+@pytest.mark.parametrize("fields", WRONG, ids=str)
+def test_fields_out_of_range(fields):
+    with pytest.raises(ValueError, match="a chunk cannot have"):
+        replace(chunk(frame_count=3), **fields)
+
+
+@pytest.mark.parametrize(
+    ("position", "values"),
+    [
+        (4, [3, 255]),  # coding
+        (5, [0, 7, 17, 255]),  # bits
+        (6, [0, 3, 6, 255]),  # lanes
+        (12, [0, 1, 2, 9, 255]),  # plane_count
+        (13, [0, 8, 128, 255]),  # constant_mask
+        (15, [1, 255]),  # reserved
+    ],
+)
+def test_header_fields_out_of_range(position, values):
+    data = bytearray(chunk().to_bytes())
+    for value in values:
+        data[position] = value
+        with pytest.raises(FormatError):
+            Chunk.from_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("frames", [MAX_FRAMES - 1, MAX_FRAMES, MAX_FRAMES + 1])
+def test_numbers_of_frames_around_the_limit(frames):
+    if frames <= MAX_FRAMES:
+        sample = chunk(frame_count=frames, pts=tuple([*range(frames - 1), None]))
+        assert Chunk.from_bytes(sample.to_bytes()) == sample
+        return
+    with pytest.raises(LimitExceeded):
+        chunk(frame_count=frames)
+    for claimed in (frames, (1 << 32) - 1):
+        with pytest.raises(LimitExceeded):
+            Chunk.from_bytes(struct.pack("<I", claimed) + chunk().to_bytes()[4:])
+
+
+# Stored planes.
+
+
+def stored(coding: int, payload: bytes) -> Chunk:
+    return chunk(coding=coding, lanes=0, payload=payload)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 1000, 1 << 20])
+@pytest.mark.parametrize("noise", [False, True])
+def test_stored_planes_come_back(size, noise):
+    planes = random.Random(0).randbytes(size) if noise else bytes(size)
+    coding, payload = store_planes(planes)
+    assert coding == (Coding.ZSTD if size >= 1000 and not noise else Coding.RAW)
+    assert len(payload) < size if coding == Coding.ZSTD else payload == planes
+    sample = Chunk.from_bytes(stored(coding, payload).to_bytes())
+    assert sample.stored_planes(size) == planes
+    for other in {0, size - 1, size + 1, 2 * size, 1 << 30} - {size, -1}:
+        with pytest.raises(FormatError):
+            sample.stored_planes(other)
+
+
+GOOD = zstandard.compress(bytes(999))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"no zstd",
+        GOOD[:-1],
+        GOOD + b"x",
+        GOOD + GOOD,
+        zstandard.ZstdCompressor(write_content_size=False).compress(bytes(999)),
+        zstandard.compress(random.Random(0).randbytes(999)),  # longer than what it holds
+        b"\x50\x2a\x4d\x18\x04\0\0\0skip" + GOOD,
+        b"\x28\xb5\x2f\xfd\x60\xe7\x02\x01\0\0",  # states 999 bytes, holds none
+    ],
+    ids=range(9),
+)
+def test_malformed_stored_planes(payload):
+    with pytest.raises(FormatError):
+        stored(Coding.ZSTD, payload).stored_planes(999)
+
+
+def test_a_claim_that_zstd_cannot_keep_is_refused_before_memory_is_reserved(monkeypatch):
+    def decompressor() -> None:
+        pytest.fail("the size was believed")
+
+    # A frame of 17 bytes that states 2**30.
+    frame = b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", 1 << 30) + bytes(8)
+    assert zstandard.get_frame_parameters(frame).content_size == 1 << 30
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", decompressor)
+    with pytest.raises(FormatError, match="states"):
+        stored(Coding.ZSTD, frame).stored_planes(1 << 30)
+
+
+def test_stored_planes_around_the_limit(monkeypatch):
+    monkeypatch.setattr(chunk_module, "MAX_PAYLOAD", 1000)
+    for size in (999, 1000):
+        assert stored(*store_planes(bytes(size))).stored_planes(size) == bytes(size)
+    with pytest.raises(LimitExceeded):
+        store_planes(bytes(1001))
+    with pytest.raises(LimitExceeded):
+        stored(Coding.ZSTD, GOOD).stored_planes(1001)
+    with pytest.raises(LimitExceeded):
+        stored(Coding.RAW, bytes(1001))
+
+
+def test_a_model_chunk_has_no_stored_planes():
+    with pytest.raises(ValueError, match="model"):
+        chunk().stored_planes(7)

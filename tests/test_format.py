@@ -1,0 +1,81 @@
+"""docs/format.md says what the code does: its example, its limits, its names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from container_laws import build, check_container
+
+from flowarchive import chunk as chunk_module
+from flowarchive.chunk import Chunk, Coding
+from flowarchive.container import records
+from flowarchive.frames import Frame, VideoFormat
+
+FORMAT_MD = Path(__file__).parent.parent / "docs" / "format.md"
+
+
+def example() -> bytes:
+    """The archive of docs/format.md, section "Example"."""
+    video = VideoFormat(4, 2, "gray")
+    ramp = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    frames = [Frame((ramp,), pts=0), Frame((ramp[::-1],), pts=1)]
+    chunk = Chunk(
+        coding=Coding.RAW,
+        frame_count=2,
+        pts=tuple(frame.pts for frame in frames),
+        digests=tuple(frame.digest() for frame in frames),
+        constants=(None,),
+        bits=8,
+        lanes=0,
+        payload=b"".join(frame.planes[0].tobytes() for frame in frames),
+    )
+    head = {"format": video.to_json(), "model": None, "chunk_frames": 2}
+    return build([(chunk.to_bytes(), 2)], head=head)
+
+
+def hexdump(data: bytes) -> str:
+    rows = []
+    for i in range(0, len(data), 16):
+        row = data[i : i + 16]
+        text = "".join(chr(b) if 32 <= b < 127 else "." for b in row)
+        rows.append(f"{i:04x}  {row.hex(' '):<47}  {text}")
+    return "\n".join(rows)
+
+
+def test_the_example_of_the_document_is_what_we_write():
+    section = FORMAT_MD.read_text().split("\n## Example\n")[1].split("\n## ")[0]
+    assert hexdump(example()) in section
+    rows = re.findall(r"^\| `([0-9a-f]{4})` \| `(\w+)` \| `([0-9a-f ]+)` \|", section, re.M)
+    assert len(rows) > 20
+    position = 0
+    for offset, name, digits in rows:
+        data = bytes.fromhex(digits)
+        # The fields are told in order and without gaps, but for the text of HEAD.
+        assert int(offset, 16) == position, name
+        assert example()[position : position + len(data)] == data, name
+        position += len(data)
+        if name == "length" and example()[position : position + 2] == b'{"':
+            position += data[0] + 256 * data[1]
+    assert position == len(example())
+    check_container(example())
+
+
+def test_the_limits_of_the_document_are_the_limits_of_the_code():
+    section = FORMAT_MD.read_text().split("\n## Limits\n")[1].split("\n## ")[0]
+    written = dict(re.findall(r"^\| `(\w+)` \| ([0-9^]+)", section, re.M))
+    limits = {name: eval_power(value) for name, value in written.items()}
+    names = [name for m in (records, chunk_module) for name in vars(m) if name.startswith("MAX_")]
+    assert limits == {n: getattr(records, n, None) or getattr(chunk_module, n) for n in names}
+    assert chunk_module.MAX_PAYLOAD == records.MAX_CHUNK
+
+
+def eval_power(text: str) -> int:
+    base, _, power = text.partition("^")
+    return int(base) ** int(power or 1)
+
+
+def test_the_checksum_is_the_one_of_the_document():
+    assert google_crc32c.value(b"123456789") == 0xE3069283
