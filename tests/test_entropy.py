@@ -361,6 +361,17 @@ def test_table_skips_empty_intervals():
     assert model.pop(message, 8).tolist() == [2] * 3 + [4] * 5
 
 
+def test_example_of_the_format():
+    model, symbols = LogisticMixture(-40, 39, 20), [-40, -39, 0, 1, 2, 39]
+    start, freq = model.interval(symbols, [300] * 6, [40] * 6)
+    assert start.tolist() == [0, 1, 165885, 354513, 609535, 1048575]
+    assert freq.tolist() == [1, 1, 188628, 255022, 219375, 1]
+    message = Message(2)
+    model.push(message, symbols, [300] * 6, [40] * 6)
+    message.push_uniform([5, 123456789], [7, (1 << 32) - 1])
+    assert message.to_bytes().hex() == ("0500f0c4250dd0058ae6ad030e020000eecf782b0300e098")
+
+
 def test_golden_bytes():
     # Parameters and symbols of a linear congruential generator; the bytes as of version 1.
     state, rows = 1, []
