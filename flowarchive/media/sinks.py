@@ -29,7 +29,7 @@ from flowarchive.errors import InputError, OutputExists, UnsupportedFormat
 from flowarchive.files import atomic_output, atomic_path
 from flowarchive.frames import Frame, PixelLayout, VideoFormat
 from flowarchive.media.matroska import NAME_BYTES, set_display_ratio
-from flowarchive.media.pixels import fill, has_bit_fields
+from flowarchive.media.pixels import fill, has_bit_fields, native_name, unpack
 
 __all__ = ["SINKS", "ArraySink", "FolderSink", "MatroskaSink", "RawSink", "Y4mSink"]
 
@@ -51,8 +51,8 @@ class _Sink:
         if not self.holds(video_format):
             able = [sink.label for sink in SINKS if sink.holds(video_format)]
             raise UnsupportedFormat(
-                f"{self.label} cannot hold {video_format.pix_fmt} unchanged; "
-                f"these can: {', '.join(able)}"
+                f"{self.label} cannot hold {video_format.width}x{video_format.height} "
+                f"{video_format.pix_fmt} unchanged; these can: {', '.join(able)}"
             )
         self.format = video_format
         self.frames_written = 0
@@ -214,6 +214,9 @@ class ArraySink(_FileSink):
 class MatroskaSink(_FileSink):
     """FFV1 version 3 in Matroska, every frame on its own and every slice with a checksum.
 
+    A few shapes that FFmpeg does not code right so, or not at all, are in version 1, which has no
+    checksums.
+
     Kept: times to 1 ms (shifted to begin at zero if the first is negative), rate, sample aspect
     ratio, color description. RGB of 8 bits comes back as `bgr0` (with a padding component of zeros)
     or `bgra`, of 16 bits as `gbrp16le` or `gbrap16le`, `yuvj420p` as `yuv420p` of full range. A
@@ -226,8 +229,8 @@ class MatroskaSink(_FileSink):
 
     @classmethod
     def holds(cls, video_format: VideoFormat) -> bool:
-        """Whether FFV1 has a format with the same components and depth."""
-        return _ffv1_name(video_format) in _ffv1_formats()
+        """Whether FFV1 has a format with the same components and depth, and takes the size."""
+        return _ffv1_options(video_format) is not None
 
     def _start(self, force: bool) -> None:
         super()._start(force)
@@ -250,9 +253,7 @@ class MatroskaSink(_FileSink):
         context.color_primaries = f.color_primaries
         context.color_trc = f.color_trc
         context.colorspace = f.colorspace
-        # FFmpeg's own choice of slices fails for narrow pictures.
-        slices = {"slices": "1"} if min(f.width, f.height) < 64 else {}
-        context.options = {"level": "3", "slicecrc": "1", "g": "1", **slices}
+        context.options = _ffv1_options(f) or {}
         self._stream = stream
         with self._naming():
             self._container.start_encoding()
@@ -413,5 +414,50 @@ def _ffv1_name(video_format: VideoFormat) -> str:
     return _FFV1_TWINS.get(name, name)
 
 
-def _ffv1_formats() -> set[str]:
-    return {f.name for f in av.Codec("ffv1", "w").video_formats or ()}
+def _ffv1_options(video_format: VideoFormat) -> dict[str, str] | None:
+    """The encoder's options, None if it does not take the format."""
+    version3 = {"level": "3", "slicecrc": "1", "g": "1"}
+    # FFmpeg's own number of slices fails for some narrow pictures, a single slice for large ones,
+    # and either for a few, such as 1x1000. Version 1 has no slices.
+    for options in (version3, {**version3, "slices": "1"}, {"level": "1", "g": "1"}):
+        context = av.CodecContext.create("ffv1", "w")
+        context.width, context.height = video_format.width, video_format.height
+        context.time_base = Fraction(1, 25)
+        context.options = options
+        try:
+            context.pix_fmt = _ffv1_name(video_format)
+            context.open()
+        except (av.error.FFmpegError, ValueError):
+            continue
+        is_common = options is version3 and video_format.layout.log2_chroma_w < 2
+        if is_common or _is_lossless(context):
+            return options
+    return None
+
+
+def _is_lossless(encoder: av.VideoCodecContext) -> bool:
+    """Whether a picture of noise survives.
+
+    FFmpeg cuts 4:1:1 and 4:1:0 into slices whose chroma, in many sizes, is not that of their luma.
+    What survives depends on the place of the slices alone, hence on the size.
+    """
+    rng = np.random.default_rng(0)
+    picture = av.VideoFrame(encoder.width, encoder.height, encoder.pix_fmt or "")
+    coded = VideoFormat(encoder.width, encoder.height, native_name(picture.format.name))
+    letters = coded.layout.components.replace("X", "")
+    top = 1 << coded.layout.bit_depth
+    shapes = coded.plane_shapes[: len(letters)]
+    planes = tuple(rng.integers(0, top, shape, dtype=coded.dtype) for shape in shapes)
+    fill(picture, planes, letters)
+    picture.pts = 0
+    packets = [*encoder.encode(picture), *encoder.encode(None)]
+    decoder = av.CodecContext.create("ffv1", "r")
+    decoder.width, decoder.height, decoder.pix_fmt = picture.width, picture.height, encoder.pix_fmt
+    decoder.extradata = encoder.extradata
+    decoded = [f for packet in (*packets, None) for f in decoder.decode(packet)]
+    if len(decoded) != 1:
+        return False
+    # 16-bit RGB comes back planar, a padding component comes back besides.
+    found = VideoFormat(coded.width, coded.height, native_name(decoded[0].format.name))
+    pairs = zip(unpack(decoded[0], found), planes, strict=False)
+    return all(np.array_equal(a, b) for a, b in pairs)
