@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flowarchive", "triton_kernels")
 MAX_LINES = 600
 
-needs_archive = pytest.mark.skipif(
-    find_spec("flowarchive.archive") is None, reason="flowarchive.archive is not built yet"
-)
 
 # Which modules may import what: the start of a module's name after `flowarchive.`
 ALLOWED = {
@@ -148,7 +144,6 @@ def test_every_error_is_public():
     assert all(getattr(flowarchive, name) is getattr(errors, name) for name in errors.__all__)
 
 
-@needs_archive
 @pytest.mark.parametrize("name", flowarchive.__all__)
 def test_public_name_loads(name):
     assert getattr(flowarchive, name) is not None
@@ -190,7 +185,6 @@ def _run_in(folder: Path, *args: str | Path) -> str:
     return run.stdout
 
 
-@needs_archive
 def test_the_demo_proves_the_planes_equal(tmp_path):
     out = _run_in(tmp_path, ROOT / "examples" / "demo.py", "clip.mkv", "out")
     assert "72 planes of 24 frames equal" in out
@@ -198,7 +192,6 @@ def test_the_demo_proves_the_planes_equal(tmp_path):
     assert (tmp_path / "out" / "clip.flow").stat().st_size > 0
 
 
-@needs_archive
 def test_custom_source_and_read_frames(tmp_path):
     examples = ROOT / "examples"
     assert "8 frames of 16-bit depth, equal" in _run_in(
@@ -209,7 +202,6 @@ def test_custom_source_and_read_frames(tmp_path):
     )
 
 
-@needs_archive
 def test_the_python_of_the_readme_runs(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
     assert blocks
