@@ -22,11 +22,16 @@ ReadAll = Callable[[BinaryIO], object]
 
 
 def read_by_index(file: BinaryIO) -> object:
-    """Open, read every part by the index, and check the whole file."""
+    """Open and read every part by the index: all bytes of the file, though not in order."""
     reader = Reader(file)
-    parts = [reader.head, reader.model(), *(reader.chunk(i) for i in range(len(reader.index)))]
+    return [reader.head, reader.model(), *(reader.chunk(i) for i in range(len(reader.index)))]
+
+
+def read_checked(file: BinaryIO) -> object:
+    """Open and check the whole file."""
+    reader = Reader(file)
     reader.check()
-    return parts
+    return reader
 
 
 def read_as_stream(file: BinaryIO) -> object:
@@ -34,7 +39,7 @@ def read_as_stream(file: BinaryIO) -> object:
     return list(Reader.stream(file))
 
 
-READERS: tuple[ReadAll, ...] = (read_by_index, read_as_stream)
+READERS: tuple[ReadAll, ...] = (read_by_index, read_checked, read_as_stream)
 
 
 class SuspiciousFile(io.BytesIO):

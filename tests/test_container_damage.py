@@ -126,6 +126,15 @@ def test_swapped_chunks_are_seen_without_reading_the_file():
     assert reader.chunk(2) == CHUNKS[2][0]
 
 
+def test_replaced_model_is_seen_without_reading_the_file():
+    one, other = build(model=b"one"), build(model=b"two")
+    assert len(one) == len(other)
+    tail = 28 + 24 * 3 + 52  # INDEX and END
+    reader = Reader(io.BytesIO(other[:-tail] + one[-tail:]))
+    with pytest.raises(ChecksumMismatch, match="MODEL"):
+        reader.model()
+
+
 def test_damage_stays_in_its_chunk():
     archive = build(model=b"m" * 99)
     entry = Reader(io.BytesIO(archive)).index[1]
@@ -349,6 +358,12 @@ def test_head_sizes_around_the_limit():
 def test_head_that_is_not_canonical(text):
     with pytest.raises(FormatError):
         parse_head(text.encode())
+    if len(text) >= 2:
+        parts = split(build([]))
+        parts[0] = (HEAD, text.encode())
+        # The index begins where HEAD ends.
+        parts[2] = (END, struct.pack("<Q", 32 + len(text.encode())) + parts[2][1][8:])
+        assert all(type(refusal(join(parts), read)) is FormatError for read in READERS)
 
 
 def test_head_that_is_not_utf8():

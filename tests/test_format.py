@@ -32,7 +32,8 @@ def example() -> bytes:
         lanes=0,
         payload=b"".join(frame.planes[0].tobytes() for frame in frames),
     )
-    head = {"format": video.to_json(), "model": None, "chunk_frames": 2}
+    model = {"name": "example", "sha256": bytes(range(32)).hex()}
+    head = {"format": video.to_json(), "model": model, "chunk_frames": 2}
     return build([(chunk.to_bytes(), 2)], head=head)
 
 
