@@ -61,6 +61,7 @@ class Reader:
         self.size = file.seek(0, os.SEEK_END)
         check_prologue(self._read(0, min(self.size, len(PROLOGUE))))
         end = self._end()
+        self.frames: int
         index_offset, self.frames, _, _ = END_FIELDS.unpack(end)
         end_offset = self.size - END_SIZE
         try:
