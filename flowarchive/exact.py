@@ -259,11 +259,10 @@ class IntConv2d(nn.Module):
             self.check()
         assert self._operands is not None
         weight, bias, factor = self._operands
-        y = functional.conv2d(
-            x, weight, bias, padding=weight.shape[-1] // 2, groups=self.groups
-        ).contiguous()
-        _requantize(y.numpy(), factor, *self.limits)
-        return y
+        y = functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=self.groups)
+        rows = _rows(y)
+        _requantize(rows, factor, *self.limits)
+        return _tensor(rows, y)
 
 
 class GroupNorm(Twin):
@@ -325,9 +324,9 @@ class IntGroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [B, C, H, W] from the pre-normalization grid to activations."""
         factor, shift = norm_factors(x, self.gain, self.offset, self.groups)
-        y = x.contiguous()
-        _scale_shift(y.numpy(), factor.numpy(), shift.numpy())
-        return y
+        rows = _rows(x)
+        _scale_shift(rows, factor.numpy(), shift.numpy())
+        return _tensor(rows, x)
 
 
 def norm_factors(x: Tensor, gain: Tensor, offset: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -386,16 +385,17 @@ class Swish(Twin):
 
 
 class IntSwish(nn.Module):
-    """Exact Swish by a table of 256 entries, in place."""
+    """Exact Swish by a table of 256 entries."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = np.array(swish_table(), dtype=np.float32)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Look every activation up, in place."""
-        _look_up(x.reshape(-1).numpy(), self.table)
-        return x
+        """Look every activation up."""
+        rows = _rows(x)
+        _look_up(rows.reshape(-1), self.table)
+        return _tensor(rows, x)
 
 
 def set_fake(model: nn.Module, fake: bool) -> None:
@@ -438,30 +438,39 @@ def check(model: nn.Module) -> None:
             module.check()
 
 
+def _rows(x: Tensor) -> np.ndarray:
+    """Lay [B, C, H, W] out as an array [B, H * W, C], which may share the tensor's memory."""
+    return x.permute(0, 2, 3, 1).contiguous().numpy().reshape(x.shape[0], -1, x.shape[1])
+
+
+def _tensor(rows: np.ndarray, like: Tensor) -> Tensor:
+    """Undo `_rows`; the tensor shares the array's memory, channels last."""
+    batch, channels, height, width = like.shape
+    return torch.from_numpy(rows.reshape(batch, height, width, channels)).permute(0, 3, 1, 2)
+
+
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _requantize(y: np.ndarray, factor: np.ndarray, low: int, high: int) -> None:
+def _requantize(rows: np.ndarray, factor: np.ndarray, low: int, high: int) -> None:
     """y = clamp(floor(y * factor + 0.5)) in place; factors are powers of two, one a channel."""
-    for b in range(y.shape[0]):
-        for c in range(y.shape[1]):
-            plane = y[b, c].reshape(-1)
-            f, lo, hi, half = factor[c], np.float32(low), np.float32(high), np.float32(0.5)
-            for i in range(plane.size):
-                plane[i] = min(max(np.floor(plane[i] * f + half), lo), hi)
+    lowest, highest, half = np.float32(low), np.float32(high), np.float32(0.5)
+    flat = rows.reshape(-1, rows.shape[2])
+    for i in range(flat.shape[0]):
+        for c in range(flat.shape[1]):
+            flat[i, c] = min(max(np.floor(flat[i, c] * factor[c] + half), lowest), highest)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _scale_shift(y: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> None:
+def _scale_shift(rows: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> None:
     """y = clamp((y * factor + shift) * 2**-NORM_SHIFT rounded) in place, exact in float64."""
-    for b in range(y.shape[0]):
-        for c in range(y.shape[1]):
-            plane = y[b, c].reshape(-1)
-            a, s = factor[b, c], shift[b, c]
-            for i in range(plane.size):
-                v = np.floor((np.float64(plane[i]) * a + s) * 2.0**-NORM_SHIFT + 0.5)
-                plane[i] = min(max(v, ACTIVATION_MIN), ACTIVATION_MAX)
+    for b in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            for c in range(rows.shape[2]):
+                v = np.float64(rows[b, i, c]) * factor[b, c] + shift[b, c]
+                v = np.floor(v * 2.0**-NORM_SHIFT + 0.5)
+                rows[b, i, c] = min(max(v, ACTIVATION_MIN), ACTIVATION_MAX)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _look_up(y: np.ndarray, table: np.ndarray) -> None:
-    for i in range(y.size):
-        y[i] = table[int(y[i]) - ACTIVATION_MIN]
+def _look_up(values: np.ndarray, table: np.ndarray) -> None:
+    for i in range(values.size):
+        values[i] = table[int(values[i]) - ACTIVATION_MIN]
