@@ -1,25 +1,25 @@
 """The exceptions of flowarchive, and the exit code the command line gives each branch.
 
-    FlowArchiveError
-      InputError               what we were given cannot be packed or written            6
-        UnsupportedFormat      a pixel format, size or file type outside the list         6
-        InputNotFound          there is no such file, or no permission to read it        10
-        OutputExists           the output is there already, and `force` was not given     7
-        SourceChanged          the source changed while it was read                       9
-      FormatError              the archive's bytes are wrong                              4
-        BadMagic               not an archive at all, or damaged by a text-mode copy      6
-        UnsupportedVersion     a version or a mandatory feature this reader lacks         6
-        Truncated              the archive ends before its END record                     4
-        TrailingData           bytes follow the END record                                4
-        ChecksumMismatch       a record or a frame is not what was written                4
-        LimitExceeded          a length or a size above the documented caps               8
-      ModelError               the model is not the one                                   6
-        ModelNotFound          no model of that name, file or fingerprint                 6
-        FingerprintMismatch    the model's bytes have another SHA-256                     4
-        NotReproducible        the model or this machine fails the exactness check       13
-      CodingError              the bits are wrong                                         4
-        MessageExhausted       a pop from a message that holds too few bits               4
-        InvalidInterval        an interval outside [0, 2**precision), or an empty one     4
+FlowArchiveError
+  InputError               what we were given cannot be packed or written            6
+    UnsupportedFormat      a pixel format, size or file type outside the list         6
+    InputNotFound          there is no such file, or no permission to read it        10
+    OutputExists           the output is there already, and `force` was not given     7
+    SourceChanged          the source changed while it was read                       9
+  FormatError              the archive's bytes are wrong                              4
+    BadMagic               not an archive at all, or damaged by a text-mode copy      6
+    UnsupportedVersion     a version or a mandatory feature this reader lacks         6
+    Truncated              the archive ends before its END record                     4
+    TrailingData           bytes follow the END record                                4
+    ChecksumMismatch       a record or a frame is not what was written                4
+    LimitExceeded          a length or a size above the documented caps               8
+  ModelError               the model is not the one                                   6
+    ModelNotFound          no model of that name, file or fingerprint                 6
+    FingerprintMismatch    the model's bytes have another SHA-256                     4
+    NotReproducible        the model or this machine fails the exactness check       13
+  CodingError              the bits are wrong                                         4
+    MessageExhausted       a pop from a message that holds too few bits               4
+    InvalidInterval        an interval outside [0, 2**precision), or an empty one     4
 """
 
 from __future__ import annotations

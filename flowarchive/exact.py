@@ -55,11 +55,11 @@ class _Round(torch.autograd.Function):
     """floor(x + 0.5) forward, identity backward (straight-through)."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: object, x: Tensor) -> Tensor:
         return torch.floor(x + 0.5)
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
         return grads[0]
 
 
@@ -187,7 +187,11 @@ class Conv2d(Twin):
             fraction = fraction.clamp(-8, MAX_WEIGHT_SHIFT)
         step = torch.exp2(fraction)
         weight = round_half_up(weight * step[:, None, None, None])
-        return clamp(weight, -self.max_weight, self.max_weight), round_half_up(bias * step), fraction
+        return (
+            clamp(weight, -self.max_weight, self.max_weight),
+            round_half_up(bias * step),
+            fraction,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve [B, I, H, W] on the input grid into [B, O, H, W] on the output grid."""
@@ -233,11 +237,11 @@ class IntConv2d(nn.Module):
     bias: Tensor
     shift: Tensor
 
-    def __init__(
-        self, shape: torch.Size, limits: tuple[int, int], groups: int, wide: bool
-    ) -> None:
+    def __init__(self, shape: torch.Size, limits: tuple[int, int], groups: int, wide: bool) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int16 if wide else torch.int8))
+        self.register_buffer(
+            "weight", torch.zeros(shape, dtype=torch.int16 if wide else torch.int8)
+        )
         self.register_buffer("bias", torch.zeros(shape[0], dtype=torch.int32))
         self.register_buffer("shift", torch.zeros(shape[0], dtype=torch.int8))
         self.limits, self.groups = limits, groups
@@ -449,9 +453,9 @@ def _tensor(rows: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(rows.reshape(batch, height, width, channels)).permute(0, 3, 1, 2)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _requantize(rows: np.ndarray, factor: np.ndarray, low: int, high: int) -> None:
-    """y = clamp(floor(y * factor + 0.5)) in place; factors are powers of two, one a channel."""
+    """Compute clamp(floor(y * factor + 0.5)) in place, a power of two a channel."""
     lowest, highest, half = np.float32(low), np.float32(high), np.float32(0.5)
     flat = rows.reshape(-1, rows.shape[2])
     for i in range(flat.shape[0]):
@@ -459,9 +463,9 @@ def _requantize(rows: np.ndarray, factor: np.ndarray, low: int, high: int) -> No
             flat[i, c] = min(max(np.floor(flat[i, c] * factor[c] + half), lowest), highest)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _scale_shift(rows: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> None:
-    """y = clamp((y * factor + shift) * 2**-NORM_SHIFT rounded) in place, exact in float64."""
+    """Compute clamp((y * factor + shift) * 2**-NORM_SHIFT) rounded half up, in place."""
     for b in range(rows.shape[0]):
         for i in range(rows.shape[1]):
             for c in range(rows.shape[2]):
@@ -470,7 +474,7 @@ def _scale_shift(rows: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> Non
                 rows[b, i, c] = min(max(v, ACTIVATION_MIN), ACTIVATION_MAX)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _look_up(values: np.ndarray, table: np.ndarray) -> None:
     for i in range(values.size):
         values[i] = table[int(values[i]) - ACTIVATION_MIN]

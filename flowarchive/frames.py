@@ -22,6 +22,7 @@ from flowarchive.errors import UnsupportedFormat
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
 MAX_SIDE = 1 << 16
+_SIDES = ("width", "height")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _layouts() -> dict[str, PixelLayout]:
 
 
 PIXEL_LAYOUTS: dict[str, PixelLayout] = _layouts()
-"""Every pixel format that can be packed, by its FFmpeg name (big-endian twins are read as these)."""
+"""Every pixel format that can be packed, by FFmpeg name; big-endian twins are read as these."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,14 @@ class VideoFormat:
             UnsupportedFormat: A field is missing, unknown, or out of range.
         """
         try:
-            return cls(
-                **{k: Fraction(*v) if isinstance(v, list) else v for k, v in fields.items()}
-            )
+            values: dict[str, Any] = {
+                key: Fraction(*value) if isinstance(value, list) else value
+                for key, value in fields.items()
+            }
+            numbers = [v for k, v in values.items() if k.startswith("color") or k in _SIDES]
+            if not all(type(v) is int and v >= 0 for v in numbers):
+                raise ValueError("a size or a color number is no natural number")
+            return cls(**values)
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UnsupportedFormat(f"the video format is malformed: {error}") from error
 
@@ -229,6 +235,8 @@ class FrameSource(Protocol):
 class FrameSink(Protocol):
     """Takes frames in order; the output appears under its name only when `close` succeeds."""
 
-    def write(self, frame: Frame) -> None: ...
+    def write(self, frame: Frame) -> None:
+        """Append a frame of the sink's format."""
+
     def __enter__(self) -> FrameSink: ...
     def __exit__(self, *error: object) -> None: ...

@@ -27,10 +27,13 @@ MAX_CHUNK_FRAMES = 256
 class FrameCoder(Protocol):
     """What a model offers to a chunk; see `models.idf.IdfModel`."""
 
-    def push(self, message: Message, components: planes.Components, bits: int) -> float: ...
+    def push(self, message: Message, components: planes.Components, bits: int) -> float:
+        """Push one frame and return its ideal code length in bits."""
+
     def pop(
         self, message: Message, shapes: Sequence[tuple[int, int]], letters: str, bits: int
-    ) -> planes.Components: ...
+    ) -> planes.Components:
+        """Pop one frame."""
 
 
 def frames_per_chunk(video_format: VideoFormat, wanted: int | None = None) -> int:

@@ -19,7 +19,7 @@ from flowarchive.errors import ChecksumMismatch, InputError
 from flowarchive.frames import Frame, VideoFormat
 
 SUFFIX = ".flow"
-UNPACKED = {".npy": ".npy", ".y4m": ".y4m", "folder": ""}  # by the source's kind; others .mkv
+UNPACKED = {".npy": ".npy", ".y4m": ".y4m", "folder": os.sep}  # by the source's kind; others .mkv
 
 Progress = Callable[[int, int | None], None]
 
@@ -184,9 +184,7 @@ def unpack(
                 sink.write(frame)
                 if progress is not None:
                     progress(done, len(frames))
-        return UnpackReport(
-            Path(name), len(frames), frames.format, time.monotonic() - started
-        )
+        return UnpackReport(Path(name), len(frames), frames.format, time.monotonic() - started)
 
 
 def verify(
@@ -283,5 +281,6 @@ def _packed_name(source: Path) -> Path:
 
 
 def _unpacked_name(archive: reader.Archive) -> str:
-    kind = (archive.head.get("source") or {}).get("kind")
-    return str(archive.path.with_suffix(UNPACKED.get(kind, ".mkv")))
+    source = archive.head.get("source")
+    kind = source.get("kind") if isinstance(source, dict) else None
+    return str(archive.path.with_suffix("")) + UNPACKED.get(str(kind), ".mkv")

@@ -66,9 +66,7 @@ class OrderedPool(Generic[T, R]):
         self._threads.__exit__(None, None, None)
 
 
-def ordered_map(
-    function: Callable[[T], R], items: Sequence[T], cores: int
-) -> Iterator[R]:
+def ordered_map(function: Callable[[T], R], items: Sequence[T], cores: int) -> Iterator[R]:
     """Yield function(item) for every item in order, up to `cores` of them computed at a time."""
     pool = OrderedPool(function, max(1, min(cores, len(items))), cores)
     try:

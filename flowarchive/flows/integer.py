@@ -5,9 +5,9 @@
                                                                 kept -> squeeze -> ... -> z_L
 
 Every number that decides a bit is an integer from `exact`; a flow moves integers to integers and
-needs no log-determinant. Samples and latents are integers in float32 (exact below 2**24). Networks see samples on an 8-bit
-grid: `shift` low bits of deeper samples are rounded away before a network and multiplied back
-into what it says, so one set of weights serves 8 to 16 bits.
+needs no log-determinant. Samples and latents are integers in float32 (exact below 2**24). Networks
+see samples on an 8-bit grid: `shift` low bits of deeper samples are rounded away before a network
+and multiplied back into what it says, so one set of weights serves 8 to 16 bits.
 
 Frames whose sides are no multiple of 2**levels are padded with zeros that a mask holds at zero in
 every layer: they are never coded.
@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +133,7 @@ class Conditioner(nn.Module):
                 (self.linear, inputs, 3),
                 (self.dense, config.depth * config.width, 1),
             ):
-                part[name] = exact.Conv2d(
+                head = exact.Conv2d(
                     channels,
                     outputs,
                     kernel,
@@ -142,7 +143,8 @@ class Conditioner(nn.Module):
                     rezero=config.rezero,
                 )
                 if not config.rezero:
-                    nn.init.zeros_(part[name].weight)
+                    nn.init.zeros_(head.weight)
+                part[name] = head
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map activations [B, I, h, w] to the heads' integers, in the heads' order."""
@@ -229,9 +231,7 @@ class Prior(nn.Module):
     def forward(self, kept: Tensor, context: Tensor | None, shift: int) -> tuple[Tensor, Tensor]:
         """Return means and scale indices [B, C, h, w, 1]."""
         mean, scale = self.conditioner(_see(kept, context, shift))
-        scale = exact.clamp(
-            scale + (SCALE_START + SCALES_PER_OCTAVE * shift), 0, SCALE_MAX
-        )
+        scale = exact.clamp(scale + (SCALE_START + SCALES_PER_OCTAVE * shift), 0, SCALE_MAX)
         return (mean * 2.0**shift)[..., None], scale[..., None]
 
 
@@ -325,7 +325,9 @@ def unsqueeze(x: Tensor) -> Tensor:
 
 
 class Level(nn.Module):
-    """One scale of the flow: the couplings and, below the top, the prior of what it factors out."""
+    """One scale of the flow: the couplings and the prior of the latent it leaves behind."""
+
+    prior: Prior | Mixture | IntMixture
 
     def __init__(self, config: FlowConfig, channels: int, top: bool) -> None:
         super().__init__()
@@ -333,9 +335,12 @@ class Level(nn.Module):
             Coupling(config, channels, turn) for turn in range(config.couplings)
         )
         self.top = top
-        self.prior: nn.Module = (
-            Mixture(channels, config.mixtures) if top else Prior(config, channels // 2)
-        )
+        self.prior = Mixture(channels, config.mixtures) if top else Prior(config, channels // 2)
+
+    @property
+    def steps(self) -> list[Coupling]:
+        """The couplings, in forward order."""
+        return cast("list[Coupling]", list(self.couplings))
 
     def distribution(
         self, kept: Tensor, context: Tensor | None, shift: int
@@ -344,8 +349,9 @@ class Level(nn.Module):
 
         At the top `kept` only gives the batch and the positions.
         """
-        if not self.top:
-            return *self.prior(kept, context, shift), None
+        if isinstance(self.prior, Prior):
+            mean, scale = self.prior(kept, context, shift)
+            return mean, scale, None
         batch, _, h, w = kept.shape
         mean, scale, weight = (
             p[None, :, None, None].expand(batch, -1, h, w, -1)
@@ -368,6 +374,11 @@ class IntegerFlow(nn.Module):
             self.levels.append(Level(config, channels, top))
             channels //= 2
 
+    @property
+    def scales(self) -> list[Level]:
+        """The levels, finest first."""
+        return cast("list[Level]", list(self.levels))
+
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, shift: int = 0
     ) -> list[Latent]:
@@ -380,15 +391,16 @@ class IntegerFlow(nn.Module):
             shift: Bits of a sample beyond 8.
         """
         latents = []
-        for level, seen in zip(self.levels, self._contexts(context), strict=True):
+        for level, seen in zip(self.scales, self._contexts(context), strict=True):
             x = squeeze(x)
             mask = None if mask is None else squeeze(mask)
-            for coupling in level.couplings:
+            for coupling in level.steps:
                 x = coupling(x, seen, mask, shift)
                 mask = coupling.mask_after(mask)
             kept, z = (x, x) if level.top else x.chunk(2, 1)
             mask_kept, mask_z = (mask, mask) if level.top or mask is None else mask.chunk(2, 1)
-            latents.append(Latent(z, *level.distribution(kept, seen, shift), mask_z))
+            mean, scale, weight = level.distribution(kept, seen, shift)
+            latents.append(Latent(z, mean, scale, weight, mask_z))
             x, mask = kept, mask_kept
         return latents
 
@@ -415,23 +427,18 @@ class IntegerFlow(nn.Module):
         contexts, masks = self._contexts(context), self._masks(mask)
         batch, h, w = shape[0], shape[1] >> self.config.levels, shape[2] >> self.config.levels
         x = torch.empty(batch, 0, h, w)
-        for level, seen, masked in reversed(
-            list(zip(self.levels, contexts, masks, strict=True))
+        for level, seen, (steps, mask_z) in reversed(
+            list(zip(self.scales, contexts, masks, strict=True))
         ):
-            steps, mask_z = masked
-            prior = Latent(x.new_empty(0), *level.distribution(x, seen, shift), mask_z)
-            z = read(prior)
+            mean, scale, weight = level.distribution(x, seen, shift)
+            z = read(Latent(x.new_empty(0), mean, scale, weight, mask_z))
             x = z if level.top else torch.cat([x, z], 1)
-            for coupling, step in zip(
-                reversed(level.couplings), reversed(steps), strict=True
-            ):
+            for coupling, step in zip(reversed(level.steps), reversed(steps), strict=True):
                 x = coupling.inverse(x, seen, step, shift)
             x = unsqueeze(x)
         return x
 
-    def bits(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def bits(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the ideal code length in bits of each item of a batch of 8-bit samples, [B]."""
         return torch.stack([_bits(latent) for latent in self(x, context, mask)]).sum(0)
 
@@ -447,10 +454,10 @@ class IntegerFlow(nn.Module):
     def _masks(self, mask: Tensor | None) -> list[tuple[list[Tensor | None], Tensor | None]]:
         """For every level the mask each coupling sees, and the mask of the latent."""
         masks: list[tuple[list[Tensor | None], Tensor | None]] = []
-        for level in self.levels:
+        for level in self.scales:
             mask = None if mask is None else squeeze(mask)
             steps = []
-            for coupling in level.couplings:
+            for coupling in level.steps:
                 steps.append(mask)
                 mask = coupling.mask_after(mask)
             kept, z = (mask, mask) if level.top or mask is None else mask.chunk(2, 1)

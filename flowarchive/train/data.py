@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowarchive import planes
 from flowarchive.errors import InputError
+from flowarchive.frames import Plane
 from flowarchive.media import open_source
 
 
@@ -55,7 +56,8 @@ def load_clip(config: ClipConfig) -> Clip:
     Raises:
         InputError: The clip holds no frame.
     """
-    luma, chroma = [], []
+    luma: list[NDArray[np.int16]] = []
+    chroma: list[NDArray[np.int16]] = []
     with open_source(config.path) as source:
         video_format = source.format
         excess = video_format.layout.bit_depth - planes.MIN_BITS
@@ -64,7 +66,7 @@ def load_clip(config: ClipConfig) -> Clip:
                 continue
             if len(luma) == config.limit:
                 break
-            shrunk = [_shrink(plane >> excess, config.scale) for plane in frame.planes]
+            shrunk = [_shrink(plane, config.scale, excess) for plane in frame.planes]
             parts = planes.split(shrunk, video_format.layout.components, planes.MIN_BITS)
             luma.append(parts.luma.astype(np.int16))
             if parts.chroma is not None:
@@ -74,13 +76,13 @@ def load_clip(config: ClipConfig) -> Clip:
     return Clip(np.stack(luma), np.stack(chroma) if chroma else None, config.weight)
 
 
-def _shrink(plane: planes.Plane, scale: int) -> planes.Plane:
-    if scale == 1:
-        return plane
+def _shrink(plane: Plane, scale: int, excess: int) -> NDArray[np.uint8]:
+    """Drop `excess` low bits, then average blocks of scale x scale samples, rounded half up."""
     h, w = (side // scale * scale for side in plane.shape)
-    blocks = plane[:h, :w].reshape(h // scale, scale, w // scale, scale).astype(np.int64)
+    blocks = (plane[:h, :w] >> excess).reshape(h // scale, scale, w // scale, scale)
     count = scale * scale
-    return ((blocks.sum(axis=(1, 3)) + count // 2) // count).astype(plane.dtype)
+    total = blocks.sum(axis=(1, 3), dtype=np.int64)
+    return ((total + count // 2) // count).astype(np.uint8)
 
 
 class Crops:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from flowarchive import exact, store
 from flowarchive.errors import InputError
-from flowarchive.models import MODELS
+from flowarchive.models import MODELS, IdfModel
 from flowarchive.train.data import Clip, ClipConfig, Crops, load_clip
 
 
@@ -136,7 +136,7 @@ def train(config: Config, directory: Path, resume: bool = False) -> Path:
             group["lr"] = settings.learning_rate * _schedule(part, settings.warmup)
         loss = model.loss(crops.draw_luma(settings.batch), *crops.draw_chroma(settings.batch))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
         optimizer.step()
         losses.append(loss.item())
@@ -167,7 +167,7 @@ def train(config: Config, directory: Path, resume: bool = False) -> Path:
     return path
 
 
-def validate(model: nn.Module, clips: list[Clip], fake: bool) -> float:
+def validate(model: IdfModel, clips: list[Clip], fake: bool) -> float:
     """Return the mean bits per sample of whole frames by the training twin.
 
     Args:
