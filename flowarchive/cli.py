@@ -1,4 +1,4 @@
-"""The command line: `pack`, `unpack`, `verify`, `info` and `models`.
+"""The command line: `pack`, `unpack`, `verify`, `info`, `models`, `train` and `evaluate`.
 
 This file owns the words, the exit codes and the terminal; everything that touches a frame is
 in `archive`, imported inside each command so that `--help` starts without torch. Data goes to
@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -240,6 +240,51 @@ def models(as_json: Json = False) -> None:
             _print_json({"type": "summary", "command": "models", "models": found})
         else:
             print("\n\n".join("\n".join(_fact_lines(model)) for model in found))
+
+
+@app.command(epilog=EXIT_CODES)
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What and how to train.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Receives model and log.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the config's clips are.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = False,
+) -> None:
+    """Train a model on clips and freeze it to exact integers."""
+    with _reported(as_json=False):
+        from flowarchive import train as training
+
+        settings = training.read_config(config, data)
+        with _progress("training") as progress:
+            print(training.train(settings, output, resume, progress))
+
+
+@app.command(epilog=EXIT_CODES)
+def evaluate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The run's config.")],
+    run: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `train` wrote.")],
+    clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="What to measure on.")],
+    limit: Annotated[int, typer.Option(min=1, help="Frames of each clip.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Show what freezing a trained model costs, in bits per sample of clips at 8 bits."""
+    with _reported(as_json):
+        from flowarchive import train as training
+
+        chosen = [training.ClipConfig(clip, limit=limit) for clip in clips]
+        rows = list(training.evaluate(training.read_config(config), run, chosen))
+        if as_json:
+            _print_json(
+                {"type": "summary", "command": "evaluate", "clips": [asdict(row) for row in rows]}
+            )
+            return
+        print(f"{'float twin':>10}  {'fake twin':>10}  {'frozen':>10}  {'coded':>10}  clip")
+        for row in rows:
+            rates = (row.float_twin, row.fake_twin, row.frozen, row.coded)
+            print("  ".join(f"{rate:10.4f}" for rate in rates), f" {_printable(row.clip)}")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Archive(Sequence[Frame]):
         self._model: StoredModel | None = None
         self._kept: OrderedDict[int, list[Frame]] = OrderedDict()
         try:
-            self._file = builtins.open(self.path, "rb")
+            self._file = builtins.open(self.path, "rb")  # noqa: SIM115 (closed by close)
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise InputNotFound(f"{self.path}: {error.strerror}") from None
         try:

@@ -82,7 +82,7 @@ def _shrink(plane: Plane, scale: int, excess: int) -> NDArray[np.uint8]:
     blocks = (plane[:h, :w] >> excess).reshape(h // scale, scale, w // scale, scale)
     count = scale * scale
     total = blocks.sum(axis=(1, 3), dtype=np.int64)
-    return ((total + count // 2) // count).astype(np.uint8)
+    return np.asarray((total + count // 2) // count, dtype=np.uint8)
 
 
 class Crops:

@@ -12,12 +12,13 @@ import json
 import math
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,6 +26,8 @@ from flowarchive import exact, store
 from flowarchive.errors import InputError
 from flowarchive.models import MODELS, IdfModel
 from flowarchive.train.data import Clip, ClipConfig, Crops, load_clip
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Config:
     validation: list[ClipConfig] = field(default_factory=list)
 
 
-def read_config(path: Path) -> Config:
-    """Read a TOML config; clip paths are relative to the file.
+def read_config(path: Path, data: Path | None = None) -> Config:
+    """Read a TOML config; clip paths are relative to the folder `data`, or to the file's.
 
     Raises:
         InputError: The file is no such config.
@@ -87,7 +90,7 @@ def read_config(path: Path) -> Config:
         raw = tomllib.loads(path.read_text())
         clips = {
             key: [
-                ClipConfig(**{**clip, "path": path.parent / clip["path"]})
+                ClipConfig(**{**clip, "path": (data or path.parent) / clip["path"]})
                 for clip in raw.pop(key, [])
             ]
             for key in ("clips", "validation")
@@ -97,13 +100,19 @@ def read_config(path: Path) -> Config:
         raise InputError(f"{path} is not a training config: {error}") from error
 
 
-def train(config: Config, directory: Path, resume: bool = False) -> Path:
+def train(
+    config: Config,
+    directory: Path,
+    resume: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
     """Train a model and freeze it.
 
     Args:
         config: What and how.
         directory: Receives `checkpoint.safetensors`, `log.jsonl` and `model.safetensors`.
         resume: Go on from the directory's checkpoint.
+        progress: Called with the seconds spent and the seconds there are.
 
     Returns:
         The frozen model's path.
@@ -121,7 +130,7 @@ def train(config: Config, directory: Path, resume: bool = False) -> Path:
     average = copy.deepcopy(model)
     optimizer = torch.optim.Adamax(model.parameters(), lr=settings.learning_rate)
     step, spent = 0, 0.0
-    checkpoint = directory / "checkpoint.safetensors"
+    checkpoint = directory / CHECKPOINT
     if resume:
         step, spent = _load(checkpoint, model, average, optimizer)
     crops = Crops(clips, settings.crop, settings.seed + step)
@@ -147,6 +156,8 @@ def train(config: Config, directory: Path, resume: bool = False) -> Path:
         step += 1
         now = time.monotonic()
         spent = before + now - started
+        if progress is not None:
+            progress(int(spent), int(budget))
         if now - last > 60 * settings.log_minutes or spent >= budget:
             fake = part >= settings.fake_from
             line = {
@@ -225,9 +236,8 @@ def _load(
     if not path.exists():
         raise InputError(f"there is no checkpoint {path} to resume from")
     with safe_open(path, "pt") as file, torch.no_grad():
-        for prefix, module in (("model", model), ("average", average)):
-            for name, parameter in module.named_parameters():
-                parameter.copy_(file.get_tensor(f"{prefix}.{name}"))
+        read_weights(file, "model", model)
+        read_weights(file, "average", average)
         state: dict[int, dict[str, Tensor]] = {}
         for name in file.keys():  # noqa: SIM118 (a safe_open handle is no dict)
             if name.startswith("optimizer."):
@@ -237,3 +247,17 @@ def _load(
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         metadata = file.metadata()
     return int(metadata["step"]), float(metadata["spent"])
+
+
+def read_weights(file: safe_open, prefix: str, model: nn.Module) -> None:
+    """Fill a model of training twins from a checkpoint's "model" or "average" weights.
+
+    Raises:
+        InputError: The checkpoint is of another model.
+    """
+    try:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(file.get_tensor(f"{prefix}.{name}"))  # type: ignore[no-untyped-call]
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"the checkpoint is of another model: {error}") from None
