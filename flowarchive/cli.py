@@ -69,6 +69,12 @@ class EmbedModel(StrEnum):
 
 ArchivePath = Annotated[str, typer.Argument(metavar="IN.flow", help="The archive.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")]
+ModelFile = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="FILE", help="The model, if neither archive nor package has it."
+    ),
+]
 Jobs = Annotated[
     int, typer.Option("--jobs", "-j", min=0, metavar="N", help="Threads; 0 uses every core.")
 ]
@@ -123,7 +129,9 @@ def pack(
     ] = None,
     embed_model: Annotated[
         EmbedModel,
-        typer.Option(help="Store the model in the archive; auto: if it adds at most 1 %."),
+        typer.Option(
+            help="Store the model in the archive; auto: if it adds at most 1 %, or is your own."
+        ),
     ] = EmbedModel.auto,
     jobs: Jobs = 0,
     as_json: Json = False,
@@ -169,6 +177,7 @@ def unpack(
         ),
     ] = None,
     force: Force = False,
+    model_file: ModelFile = None,
     jobs: Jobs = 0,
     as_json: Json = False,
 ) -> None:
@@ -178,7 +187,12 @@ def unpack(
 
         with _progress("unpacking") as progress:
             report = archive.unpack(
-                archive_path, output, jobs=jobs or None, force=force, progress=progress
+                archive_path,
+                output,
+                jobs=jobs or None,
+                model_file=model_file,
+                force=force,
+                progress=progress,
             )
         if as_json:
             _print_summary("unpack", report)
@@ -194,6 +208,7 @@ def verify(
         str | None,
         typer.Option(metavar="INPUT", help="Also compare with this source, sample by sample."),
     ] = None,
+    model_file: ModelFile = None,
     jobs: Jobs = 0,
     as_json: Json = False,
 ) -> None:
@@ -203,7 +218,11 @@ def verify(
 
         with _progress("verifying") as progress:
             report = archive.verify(
-                archive_path, source=source, jobs=jobs or None, progress=progress
+                archive_path,
+                source=source,
+                jobs=jobs or None,
+                model_file=model_file,
+                progress=progress,
             )
         if as_json:
             _print_summary("verify", report)

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -52,6 +53,9 @@ def save_model(path: Path, kind: str, config: dict[str, Any], network: nn.Module
         kind: A name from MODELS.
         config: What the class was built from.
         network: The frozen network.
+
+    Raises:
+        ModelError: The model is too large.
     """
     assert isinstance(network, IdfModel)
     metadata = {
@@ -60,7 +64,10 @@ def save_model(path: Path, kind: str, config: dict[str, Any], network: nn.Module
         "known_answer": network.known_answer(),
     }
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    path.write_bytes(save(tensors, metadata))
+    data = _in_order(save(tensors, metadata))
+    if len(data) > MAX_MODEL_BYTES:
+        raise ModelError(f"the model takes {len(data)} bytes, more than {MAX_MODEL_BYTES}")
+    path.write_bytes(data)
 
 
 def load_model(name: str) -> StoredModel:
@@ -74,32 +81,56 @@ def load_model(name: str) -> StoredModel:
     if packaged is not None:
         return parse_model(packaged, name)
     path = Path(name)
-    if not path.is_file():
+    try:
+        # One byte more than a model may have, whatever the size of what was named.
+        with path.open("rb") as file:
+            data = file.read(MAX_MODEL_BYTES + 1)
+    except (OSError, ValueError):
         known = ", ".join(sorted(_packaged())) or "none"
-        raise ModelNotFound(f"there is no model {name!r} (in the package: {known})")
-    return parse_model(path.read_bytes(), path.stem)
+        raise ModelNotFound(f"there is no model {name!r} (in the package: {known})") from None
+    return parse_model(data, path.stem)
 
 
-def find_model(fingerprint: bytes, embedded: bytes | None, name: str) -> StoredModel:
+def find_model(
+    fingerprint: bytes, embedded: bytes | None, name: str, file: str | None = None
+) -> StoredModel:
     """Find the model an archive names.
 
     Args:
         fingerprint: SHA-256 of the model file, 32 bytes.
         embedded: The model file out of the archive, if it is there.
         name: What the archive calls it, for messages.
+        file: Path of a model file to use if the archive does not hold its model.
 
     Raises:
-        FingerprintMismatch: The embedded model is not the named one.
-        ModelNotFound: It is neither embedded nor in the package.
+        FingerprintMismatch: The embedded model, or the file, is not the named one.
+        ModelNotFound: It is neither embedded, nor that file, nor in the package.
     """
     if embedded is not None:
-        if hashlib.sha256(embedded).digest() != fingerprint:
-            raise FingerprintMismatch("the model inside the archive is not the one it names")
-        return parse_model(embedded, name)
+        return _checked(embedded, fingerprint, name, "the model inside the archive")
+    if file is not None:
+        return _checked(_read(file), fingerprint, name, file)
     for packaged, data in _packaged().items():
         if hashlib.sha256(data).digest() == fingerprint:
             return parse_model(data, packaged)
     raise ModelNotFound(f"the archive needs the model {name!r}, SHA-256 {fingerprint.hex()}")
+
+
+def is_packaged(fingerprint: bytes) -> bool:
+    """Whether every installation of this release has the model."""
+    return any(hashlib.sha256(data).digest() == fingerprint for data in _packaged().values())
+
+
+def _checked(data: bytes, fingerprint: bytes, name: str, where: str) -> StoredModel:
+    if hashlib.sha256(data).digest() != fingerprint:
+        raise FingerprintMismatch(f"{where} is not the model that the archive names")
+    return parse_model(data, name)
+
+
+def _read(path: str) -> bytes:
+    if not Path(path).is_file():
+        raise ModelNotFound(f"there is no model file {path}")
+    return Path(path).read_bytes()
 
 
 def parse_model(data: bytes, name: str) -> StoredModel:
@@ -111,11 +142,13 @@ def parse_model(data: bytes, name: str) -> StoredModel:
     """
     metadata = _metadata(data)
     try:
-        kind, config = MODELS[metadata["kind"]], json.loads(metadata["config"])
+        # Shapes alone: a config can ask for more memory than there is.
+        with torch.device("meta"):
+            kind = MODELS[metadata["kind"]]
+            network = exact.hollow(kind(json.loads(metadata["config"])))
         tensors = load(data)
-    except (KeyError, ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"the model {name!r} is malformed: {error}") from error
-    network = exact.freeze(kind(config))
     assert isinstance(network, IdfModel)
     wanted = network.state_dict()
     if wanted.keys() != tensors.keys() or any(
@@ -123,7 +156,7 @@ def parse_model(data: bytes, name: str) -> StoredModel:
         for key, value in wanted.items()
     ):
         raise ModelError(f"the model {name!r} does not hold the tensors its config asks for")
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, assign=True)
     exact.check(network)
     if network.known_answer() != metadata.get("known_answer"):
         raise NotReproducible(f"the model {name!r} does not give its known answer on this machine")
@@ -158,8 +191,16 @@ def _metadata(data: bytes) -> dict[str, str]:
         raise ModelError("the model file is malformed")
     try:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("the model file is malformed") from error
     if not isinstance(metadata, dict):
         raise ModelError("the model file is malformed")
     return metadata
+
+
+def _in_order(data: bytes) -> bytes:
+    """Sort the keys of a safetensors file's header, so that equal models are equal bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]

@@ -99,8 +99,8 @@ def pack(
         output: The archive; None for the source's name with `.flow`.
         model: A model of the package by name, or a model file.
         chunk_frames: Frames that are coded, and read, together; None to suit their size.
-        embed_model: "auto" puts the model inside where it takes at most 1 % of the archive;
-            "always", "never".
+        embed_model: "auto" puts the model inside where it takes at most 1 % of the archive or is
+            not one of the package; "always", "never".
         jobs: Worker threads, None for all cores; the archive does not depend on it.
         force: Replace the output.
         progress: Called with the frames done, and the frames there are if that is known.
@@ -159,6 +159,7 @@ def unpack(
     output: str | os.PathLike[str] | None = None,
     *,
     jobs: int | None = None,
+    model_file: str | os.PathLike[str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> UnpackReport:
@@ -168,6 +169,7 @@ def unpack(
         archive: The archive.
         output: See `media.open_sink`; None for the archive's name and the kind its source had.
         jobs: Worker threads, None for all cores.
+        model_file: See `open`.
         force: Replace the output.
         progress: Called with the frames done and the frames there are.
 
@@ -177,7 +179,7 @@ def unpack(
         OutputExists: The output exists and `force` is not given.
     """
     started = time.monotonic()
-    with reader.open(archive, jobs=jobs) as frames:
+    with reader.open(archive, jobs=jobs, model_file=model_file) as frames:
         name = _unpacked_name(frames) if output is None else os.fspath(output)
         with media.open_sink(name, frames.format, force) as sink:
             for done, frame in enumerate(frames, 1):
@@ -192,6 +194,7 @@ def verify(
     *,
     source: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
+    model_file: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Decode a whole archive and check every frame against its hash.
@@ -200,6 +203,7 @@ def verify(
         archive: The archive.
         source: Also compare every sample and timestamp with what is read from here.
         jobs: Worker threads, None for all cores.
+        model_file: See `open`.
         progress: Called with the frames done and the frames there are.
 
     Raises:
@@ -207,7 +211,7 @@ def verify(
         ChecksumMismatch: A frame is not the one that was packed, or not the source's.
     """
     started = time.monotonic()
-    with reader.open(archive, jobs=jobs) as frames:
+    with reader.open(archive, jobs=jobs, model_file=model_file) as frames:
         frames.container.check()
         if source is None:
             for done, _ in enumerate(frames, 1):

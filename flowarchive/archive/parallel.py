@@ -33,20 +33,18 @@ class OrderedPool(Generic[T, R]):
 
     Args:
         function: Runs in a worker thread.
-        jobs: Worker threads, at least 1.
-        cores: Cores the workers share: each lets torch use its part of them.
+        jobs: Worker threads, at least 1. Torch gets no further threads inside them: its barriers
+            cost more than they bring at these sizes, above all on a busy machine.
     """
 
-    def __init__(self, function: Callable[[T], R], jobs: int, cores: int) -> None:
+    def __init__(self, function: Callable[[T], R], jobs: int) -> None:
         from flowarchive import exact  # brings torch in, which reading an index does without
 
         self._function, self._jobs = function, jobs
         self._pending: deque[Future[R]] = deque()
-        self._threads = exact.threads(max(1, cores // jobs))
+        self._threads = exact.threads(1)
         self._threads.__enter__()
-        self._executor = ThreadPoolExecutor(
-            jobs, "flowarchive", exact.use_threads, (max(1, cores // jobs),)
-        )
+        self._executor = ThreadPoolExecutor(jobs, "flowarchive", exact.use_threads, (1,))
 
     def submit(self, item: T) -> Iterator[R]:
         """Take an item and yield the results that have to leave to make room for it."""
@@ -66,9 +64,9 @@ class OrderedPool(Generic[T, R]):
         self._threads.__exit__(None, None, None)
 
 
-def ordered_map(function: Callable[[T], R], items: Sequence[T], cores: int) -> Iterator[R]:
-    """Yield function(item) for every item in order, up to `cores` of them computed at a time."""
-    pool = OrderedPool(function, max(1, min(cores, len(items))), cores)
+def ordered_map(function: Callable[[T], R], items: Sequence[T], jobs: int) -> Iterator[R]:
+    """Yield function(item) for every item in order, up to `jobs` of them computed at a time."""
+    pool = OrderedPool(function, max(1, min(jobs, len(items))))
     try:
         for item in items:
             yield from pool.submit(item)

@@ -36,8 +36,14 @@ class Archive(Sequence[Frame]):
         container: The records, for those who want their sizes.
     """
 
-    def __init__(self, path: str | os.PathLike[str], jobs: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        jobs: int | None = None,
+        model_file: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self._model_file = None if model_file is None else os.fspath(model_file)
         self._jobs = worker_count(jobs)
         self._lock = Lock()
         self._model: StoredModel | None = None
@@ -90,14 +96,16 @@ class Archive(Sequence[Frame]):
 
     @property
     def model(self) -> StoredModel:
-        """The model that decodes this archive, from the archive itself or from the package."""
+        """The model that decodes this archive: the one inside, the file, or the package's."""
         with self._lock:
             if self._model is None:
                 from flowarchive import store  # brings torch in, which an index does without
 
                 record = self.container.model()
                 embedded = None if record is None else record[1]
-                self._model = store.find_model(self._fingerprint, embedded, self._model_name)
+                self._model = store.find_model(
+                    self._fingerprint, embedded, self._model_name, self._model_file
+                )
             return self._model
 
     def chunk(self, i: int) -> Chunk:
@@ -173,15 +181,22 @@ class Frames(Sequence[Frame]):
                 ahead = next(queue, None)
 
 
-def open(path: str | os.PathLike[str], *, jobs: int | None = None) -> Archive:
+def open(
+    path: str | os.PathLike[str],
+    *,
+    jobs: int | None = None,
+    model_file: str | os.PathLike[str] | None = None,
+) -> Archive:
     """Open an archive for reading.
 
     Args:
         path: The archive.
         jobs: Worker threads of iteration, None for all cores.
+        model_file: The model file, for an archive that neither holds its model nor names one of
+            the package.
 
     Raises:
         InputNotFound: There is no such file.
         FormatError: It is not a whole, undamaged archive as far as its index tells.
     """
-    return Archive(path, jobs)
+    return Archive(path, jobs, model_file)

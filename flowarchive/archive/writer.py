@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowarchive.store import StoredModel
 
 EMBED_CHOICES = ("auto", "always", "never")
-EMBED_SHARE = 100  # `auto` embeds a model that takes at most 1 part in 100 of the archive
+EMBED_SHARE = 100  # `auto` embeds a packaged model if it takes at most 1 part in 100
 
 
 @dataclass
@@ -75,13 +75,12 @@ class ArchiveWriter:
         self._chunk_frames = frames_per_chunk(video_format, chunk_frames)
         self._embed_model, self._progress = embed_model, progress
         self._group: list[Frame] = []
-        jobs = worker_count(jobs)
         self._stack = ExitStack()
         with ExitStack() as stack:
             # The output is claimed before the model is loaded, so that a taken name fails at once.
             file = stack.enter_context(files.atomic_output(self.path, force))
             self.model = _load_model(model)
-            self._pool = OrderedPool(self._encode, jobs, jobs)
+            self._pool = OrderedPool(self._encode, worker_count(jobs))
             stack.callback(self._pool.close)
             head = {
                 "format": video_format.to_json(),
@@ -126,10 +125,8 @@ class ArchiveWriter:
             if self._group:
                 self._flush()
             self._write(self._pool.drain())
-            if self._embed_model == "auto":
-                cost = container.model_size(self.model.fingerprint, self.model.data)
-                if cost * EMBED_SHARE <= self._writer.bytes_written + cost:
-                    self._embed()
+            if self._embed_model == "auto" and self._should_embed():
+                self._embed()
             self._writer.close()
             self.totals.archive_bytes = self._writer.bytes_written
         except BaseException as error:
@@ -159,6 +156,15 @@ class ArchiveWriter:
             self.totals.ideal_bits += ideal_bits
             if self._progress is not None:
                 self._progress(self.totals.frames)
+
+    def _should_embed(self) -> bool:
+        from flowarchive import store
+
+        # An archive that no installation could open would be worth nothing.
+        if not store.is_packaged(self.model.fingerprint):
+            return True
+        cost = container.model_size(self.model.fingerprint, self.model.data)
+        return cost * EMBED_SHARE <= self._writer.bytes_written + cost
 
     def _embed(self) -> None:
         self._writer.model(self.model.fingerprint, self.model.data)
