@@ -2,7 +2,7 @@
 
 Packs each clip with the packaged model, verifies it against the source, and codes the same frames
 with FFV1 (version 3, range coder with its larger context, 4 slices, every frame on its own).
-Sizes are those of the files, .flow and .mkv, whole.
+Sizes are those of the files, .flow and .mkv, whole; a star marks an archive with stored chunks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from flowarchive.media.pixels import fill
 
 OPTIONS = {"level": "3", "coder": "2", "context": "1", "slices": "4", "g": "1", "slicecrc": "1"}
 HEADER = (
-    f"{'clip':<28}{'format':<14}{'frames':>6}{'raw':>11}{'FFV1':>10}{'flow':>10}"
-    f"{'FFV1 b/s':>10}{'flow b/s':>10}{'ideal':>9}{'flow/FFV1':>10}{'pack f/s':>9}{'verify f/s':>11}"
+    f"{'clip':<28}{'format':<14}{'frames':>6}{'raw':>11}{'FFV1':>10}{'flow':>10}{'FFV1 b/s':>10}"
+    f"{'flow b/s':>10}{'ideal':>9}{'flow/FFV1':>10}{'pack f/s':>9}{'verify f/s':>11}"
 )
 
 
@@ -81,7 +81,8 @@ def row(clip: Path, packed: flowarchive.PackReport, ffv1: int | None, seconds: f
         f"{clip.stem[:27]:<28}{packed.format.pix_fmt:<14}{packed.frames:>6}{packed.raw_bytes:>11,}"
         f"{theirs[0]:>10}{packed.archive_bytes:>10,}{theirs[1]:>10}"
         f"{packed.archive_bytes / eighth:>10.4f}{packed.ideal_bits / packed.samples:>9.4f}"
-        f"{theirs[2]:>10}{packed.frames / packed.seconds:>9.2f}{packed.frames / seconds:>11.2f}{stored}"
+        f"{theirs[2]:>10}{packed.frames / packed.seconds:>9.2f}{packed.frames / seconds:>11.2f}"
+        f"{stored}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The same bytes whatever the instruction set and the threads: `python tests/bench/everywhere.py CLIP...`.
+"""The same bytes on any machine: `python tests/bench/everywhere.py CLIP...`.
 
 Packs every clip twice, in a process that may use everything this processor has and in one that is
 held to SSE4.1, plain ATen kernels and one thread; compares the two archives byte for byte; and
