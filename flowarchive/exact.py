@@ -25,7 +25,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from functools import cache
@@ -36,7 +36,7 @@ from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowarchive.errors import NotReproducible
+from flowarchive.errors import ModelError, NotReproducible
 
 EXACT_LIMIT = 1 << 24
 ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
@@ -46,6 +46,8 @@ NORM_INPUT_MAX = 2047
 MAX_WEIGHT = 127
 WIDE_WEIGHT = 16383  # two int8 digits on a device without float32 convolutions
 MAX_WEIGHT_SHIFT = 14
+MAX_SHIFT = 32  # magnitude of a convolution's shift: powers of two far inside float32
+MAX_GAIN = 1 << 24  # of a normalization, magnitude: its products stay below 2**53
 NORM_FRACTION = 8  # fractional bits of the normalization's gain and offset
 NORM_SHIFT = 20  # fractional bits of the fused multiplier
 ROOT_SHIFT = 16  # fractional bits of the integer square root
@@ -126,9 +128,25 @@ class Twin(nn.Module):
 
     fake = False
 
-    def freeze(self) -> nn.Module:
+    def hollow(self) -> Frozen:
+        """Return the integer layer of this one's shape, its integers yet to come."""
+        raise NotImplementedError
+
+    def freeze(self) -> Frozen:
         """Return the integer layer that computes what this one computes in `fake` mode."""
         raise NotImplementedError
+
+
+class Frozen(nn.Module):
+    """An integer layer; it may work in the memory of what it is given."""
+
+    def check(self) -> None:
+        """Prove that the layer's arithmetic is exact.
+
+        Raises:
+            NotReproducible: A convolution's sums may be too large.
+            ModelError: An integer is out of its range.
+        """
 
 
 class Conv2d(Twin):
@@ -182,8 +200,14 @@ class Conv2d(Twin):
         weight, bias = self._real()
         with torch.no_grad():
             # The bias shares the accumulator's grid and has to leave room for the products.
-            top = weight.abs().amax(dim=(1, 2, 3)).maximum(bias.abs() / (1 << 14))
-            fraction = torch.floor(torch.log2(self.max_weight / top.clamp_min(1e-12)))
+            size = weight.abs()
+            top = size.amax(dim=(1, 2, 3)).maximum(bias.abs() / (1 << 14))
+            step = self.max_weight / top.clamp_min(1e-12)
+            # Many large weights have to share the accumulator, each of them rounded by up to 1/2.
+            room = (EXACT_LIMIT + ACTIVATION_MIN * (weight[0].numel() / 2 + 1)) * (1 - 2.0**-10)
+            total = size.sum(dim=(1, 2, 3)) * -ACTIVATION_MIN + bias.abs()
+            step = step.minimum(max(room, 1.0) / total.clamp_min(1e-12))
+            fraction = torch.floor(torch.log2(step))
             fraction = fraction.clamp(-8, MAX_WEIGHT_SHIFT)
         step = torch.exp2(fraction)
         weight = round_half_up(weight * step[:, None, None, None])
@@ -210,11 +234,15 @@ class Conv2d(Twin):
             return functional.hardtanh(y, 0.0, float(self.limit))
         return clamp(y, -self.limit - 1, self.limit)
 
-    def freeze(self) -> IntConv2d:
-        """Return the integer layer that computes what this one computes in `fake` mode."""
+    def hollow(self) -> IntConv2d:
+        """Return the integer layer of this one's shape, its integers yet to come."""
         low = 0 if self.rectify else -self.limit - 1
         wide = self.max_weight > MAX_WEIGHT
-        frozen = IntConv2d(self.weight.shape, (low, self.limit), self.groups, wide)
+        return IntConv2d(self.weight.shape, (low, self.limit), self.groups, wide)
+
+    def freeze(self) -> IntConv2d:
+        """Return the integer layer that computes what this one computes in `fake` mode."""
+        frozen = self.hollow()
         with torch.no_grad():
             weight, bias, fraction = self._quantized()
             frozen.weight.copy_(weight)
@@ -224,13 +252,13 @@ class Conv2d(Twin):
         return frozen
 
 
-class IntConv2d(nn.Module):
+class IntConv2d(Frozen):
     """Exact convolution: small integer weights, then y = floor(sum * 2**-shift + 0.5), clamped.
 
     Buffers:
         weight: int8 (int16 where wide) [O, I/groups, k, k].
         bias: int32 [O], on the accumulator's grid.
-        shift: int8 [O], may be negative (a left shift).
+        shift: int8 [O], within +-MAX_SHIFT; a negative one shifts left.
     """
 
     weight: Tensor
@@ -250,7 +278,8 @@ class IntConv2d(nn.Module):
     def check(self) -> None:
         """Prove exactness for activations as inputs and prepare the float32 operands."""
         check_bound(self.weight, self.bias, -ACTIVATION_MIN)
-        factor = torch.exp2(-self.shift.to(torch.float32)).numpy()
+        _check_range("a convolution's shift", self.shift, MAX_SHIFT)
+        factor = np.ldexp(np.float32(1), -self.shift.numpy().astype(np.int32))
         self._operands = self.weight.to(torch.float32), self.bias.to(torch.float32), factor
 
     def macs(self) -> int:
@@ -299,21 +328,26 @@ class GroupNorm(Twin):
             exact = torch.floor(exact * 2.0**-NORM_SHIFT + 0.5).float()
         return clamp(y + (exact - y).detach(), ACTIVATION_MIN, ACTIVATION_MAX)
 
+    def hollow(self) -> IntGroupNorm:
+        """Return the integer layer of this one's shape, its integers yet to come."""
+        return IntGroupNorm(self.groups, self.weight.numel())
+
     def freeze(self) -> IntGroupNorm:
         """Return the integer layer that computes what this one computes in `fake` mode."""
-        frozen = IntGroupNorm(self.groups, self.weight.numel())
+        frozen = self.hollow()
         with torch.no_grad():
             gain, offset = self._quantized()
             frozen.gain.copy_(gain)
             frozen.offset.copy_(offset)
+        frozen.check()
         return frozen
 
 
-class IntGroupNorm(nn.Module):
+class IntGroupNorm(Frozen):
     """Exact group normalization by integer sums and an integer square root.
 
     Buffers:
-        gain, offset: int32 [C], in 2**-NORM_FRACTION of an activation step.
+        gain, offset: int32 [C], within +-MAX_GAIN, in 2**-NORM_FRACTION of an activation step.
     """
 
     gain: Tensor
@@ -324,6 +358,11 @@ class IntGroupNorm(nn.Module):
         self.register_buffer("gain", torch.zeros(channels, dtype=torch.int32))
         self.register_buffer("offset", torch.zeros(channels, dtype=torch.int32))
         self.groups = groups
+
+    def check(self) -> None:
+        """Prove that the products of `forward` are exact in float64."""
+        _check_range("a normalization's gain", self.gain, MAX_GAIN)
+        _check_range("a normalization's offset", self.offset, MAX_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [B, C, H, W] from the pre-normalization grid to activations."""
@@ -338,12 +377,12 @@ def norm_factors(x: Tensor, gain: Tensor, offset: Tensor, groups: int) -> tuple[
 
     Args:
         x: Integers within +-2048, [B, C, H, W].
-        gain: Integers [C], in 2**-NORM_FRACTION of an activation step.
+        gain: Integers [C] within +-MAX_GAIN, in 2**-NORM_FRACTION of an activation step.
         offset: Integers [C], alike.
         groups: Number of groups C is divided into.
 
     Returns:
-        Integers [B, C] in float64, below 2**45: exact products and sums with x.
+        Integers [B, C] in float64: their products with x, and those sums, stay below 2**49.
     """
     batch, channels = x.shape[:2]
     count = x[0].numel() // groups
@@ -383,12 +422,16 @@ class Swish(Twin):
         exact = self.table[(x.detach() - ACTIVATION_MIN).long()]
         return smooth + (exact - smooth).detach()
 
+    def hollow(self) -> IntSwish:
+        """Return the look-up layer."""
+        return IntSwish()
+
     def freeze(self) -> IntSwish:
         """Return the look-up layer."""
         return IntSwish()
 
 
-class IntSwish(nn.Module):
+class IntSwish(Frozen):
     """Exact Swish by a table of 256 entries."""
 
     def __init__(self) -> None:
@@ -411,11 +454,24 @@ def set_fake(model: nn.Module, fake: bool) -> None:
 
 def freeze(model: nn.Module) -> nn.Module:
     """Replace every twin inside `model` by its frozen layer, in place, and return the model."""
+    return _replace(model, lambda twin: twin.freeze())
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """Replace every twin by a frozen layer of its shape, in place; its integers are yet to come.
+
+    On torch's meta device this costs no memory, so that the shapes a stranger's config asks for
+    can be compared with the tensors that are there.
+    """
+    return _replace(model, lambda twin: twin.hollow())
+
+
+def _replace(model: nn.Module, by: Callable[[Twin], Frozen]) -> nn.Module:
     for name, child in model.named_children():
         if isinstance(child, Twin):
-            setattr(model, name, child.freeze())
+            setattr(model, name, by(child))
         else:
-            freeze(child)
+            _replace(child, by)
     return model
 
 
@@ -436,10 +492,16 @@ def use_threads(count: int) -> None:
 
 
 def check(model: nn.Module) -> None:
-    """Prove every frozen convolution inside a model exact; NotReproducible where one is not."""
+    """Prove every frozen layer inside a model exact; see `Frozen.check`."""
     for module in model.modules():
-        if isinstance(module, IntConv2d):
+        if isinstance(module, Frozen):
             module.check()
+
+
+def _check_range(name: str, values: Tensor, limit: int) -> None:
+    wide = values.to(torch.int64)
+    if int(wide.abs().max()) > limit:
+        raise ModelError(f"{name} is outside +-{limit}")
 
 
 def _rows(x: Tensor) -> np.ndarray:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowarchive import exact
+from flowarchive.errors import ModelError
 
 FRACTION = 8  # fractional bits of translations and means, in 8-bit sample steps
 OUTPUT_MAX = (1 << 15) - 1  # translations and means stay within +-128 sample steps
@@ -38,6 +39,8 @@ SCALE_ONE = 40  # scale index of a width of one sample step (entropy's table beg
 SCALE_START = SCALE_ONE + 16
 SCALE_MAX = 191
 WEIGHT_BITS = 12  # mixture weights sum to 2**WEIGHT_BITS
+MAX_MEAN = (1 << 23) - 1  # magnitude of a mixture's mean: 32 bits hold it at 16 bits a sample
+MAX_MOVES = 6  # couplings that move one sample: the coder's support holds what becomes of it
 FLOOR = 2.0**-24  # probability every symbol has at least, by the integer model
 
 
@@ -77,8 +80,16 @@ class FlowConfig:
             "mixtures": 16, "groups": 64,
         }  # fmt: skip
         for name, limit in limits.items():
-            if not int(name != "context") <= getattr(self, name) <= limit:
-                raise ValueError(f"{name} is {getattr(self, name)}, may be up to {limit}")
+            value = getattr(self, name)
+            if type(value) is not int or not int(name != "context") <= value <= limit:
+                raise ValueError(f"{name} is {value!r}, may be up to {limit}")
+        for name in ("rezero", "inverse_permutation", "group_norm"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not true or false")
+        if self.moves > MAX_MOVES:
+            raise ValueError(f"{self.levels} levels of {self.couplings} couplings reach too far")
+        if self.group_norm and self.width % self.groups:
+            raise ValueError(f"a width of {self.width} is no multiple of {self.groups} groups")
 
     @property
     def multiple(self) -> int:
@@ -86,9 +97,14 @@ class FlowConfig:
         return 1 << self.levels
 
     @property
+    def moves(self) -> int:
+        """How many couplings can move one sample."""
+        return self.levels * -(-self.couplings // 4)
+
+    @property
     def reach(self) -> int:
         """How far the couplings can move a sample, in 8-bit sample steps."""
-        return self.levels * -(-self.couplings // 4) * 128
+        return self.moves * 128
 
 
 @dataclass(frozen=True)
@@ -254,19 +270,24 @@ class Mixture(exact.Twin):
             weight = weight + (_whole_weights(weight.detach()) - weight).detach()
         return _at_depth(mean, scale, weight, shift)
 
+    def hollow(self) -> IntMixture:
+        """Return a table of this one's shape, its integers yet to come."""
+        return IntMixture(*self.mean.shape)
+
     def freeze(self) -> IntMixture:
         """Return the frozen table."""
-        frozen = IntMixture(*self.mean.shape)
+        frozen = self.hollow()
         with torch.no_grad():
             frozen.mean.copy_(exact.round_half_up(self.mean * (1 << FRACTION)))
             scale = exact.round_half_up(self.log_scale * SCALES_PER_OCTAVE + SCALE_ONE)
             frozen.scale.copy_(scale)
             weight = functional.softmax(self.logit, -1) * (1 << WEIGHT_BITS)
             frozen.weight.copy_(_whole_weights(weight))
+        frozen.check()
         return frozen
 
 
-class IntMixture(nn.Module):
+class IntMixture(exact.Frozen):
     """Frozen top prior: integer means, scale indices and weights [C, K]."""
 
     mean: Tensor
@@ -277,6 +298,14 @@ class IntMixture(nn.Module):
         super().__init__()
         for name in ("mean", "scale", "weight"):
             self.register_buffer(name, torch.zeros(channels, mixtures, dtype=torch.int32))
+
+    def check(self) -> None:
+        """Raise ModelError unless means are in range and weights at least 0, with the right sum."""
+        if int(self.mean.to(torch.int64).abs().max()) > MAX_MEAN:
+            raise ModelError(f"a mixture's mean is outside +-{MAX_MEAN}")
+        weight = self.weight.to(torch.int64)
+        if int(weight.min()) < 0 or bool((weight.sum(-1) != 1 << WEIGHT_BITS).any()):
+            raise ModelError("a mixture's weights are not shares of one whole")
 
     def parameters_for(self, shift: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return means, scale indices and weights [C, K] on the coder's grids."""

@@ -39,7 +39,7 @@ class IdfModel(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         try:
-            luma = FlowConfig(channels=1, **config["luma"])
+            luma = FlowConfig(channels=1, context=0, **config["luma"])
             chroma = FlowConfig(channels=2, context=1, **config["chroma"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's config is malformed: {error}") from error

@@ -1,0 +1,77 @@
+"""Small random models for tests: every layer has something to say, no file is needed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowarchive import exact
+from flowarchive.models import IdfModel
+from flowarchive.store import save_model
+
+TINY: dict[str, Any] = {"levels": 2, "couplings": 2, "depth": 1, "width": 4, "mixtures": 2}
+
+RUNGS: dict[str, dict[str, bool]] = {
+    "idf": {"rezero": False, "inverse_permutation": False, "group_norm": False},
+    "rezero": {"rezero": True, "inverse_permutation": False, "group_norm": False},
+    "permute-back": {"rezero": True, "inverse_permutation": True, "group_norm": False},
+    "norm": {"rezero": False, "inverse_permutation": False, "group_norm": True},
+    "norm-permute-back": {"rezero": False, "inverse_permutation": True, "group_norm": True},
+    "idf++": {"rezero": True, "inverse_permutation": True, "group_norm": True},
+}
+"""The rungs of the paper's ladder that change the network."""
+
+
+def make_config(**fields: Any) -> dict[str, Any]:
+    """A config whose two flows have the same fields, TINY where nothing else is said."""
+    return {"luma": {**TINY, **fields}, "chroma": {**TINY, **fields}}
+
+
+def scramble(network: nn.Module, seed: int = 0, strength: float = 1.0) -> nn.Module:
+    """Give every parameter random values, in place, so that no layer is trivial."""
+    random = torch.Generator().manual_seed(seed)
+
+    def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=random)
+
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, exact.Conv2d):
+                spread = strength / module.weight[0].numel() ** 0.5
+                module.weight.copy_(uniform(module.weight, -spread, spread))
+                module.bias.copy_(uniform(module.bias, -0.3, 0.3))
+                if module.scale is not None:
+                    module.scale.copy_(uniform(module.scale, 0.05, 0.3))
+            elif isinstance(module, exact.GroupNorm):
+                module.weight.copy_(uniform(module.weight, -1.5, 1.5))
+                module.bias.copy_(uniform(module.bias, -1, 1))
+            elif isinstance(module, exact.Twin) and not isinstance(module, exact.Swish):
+                module.mean.copy_(uniform(module.mean, -50, 50))
+                module.log_scale.copy_(uniform(module.log_scale, 2, 6))
+                module.logit.copy_(uniform(module.logit, -2, 2))
+    return network
+
+
+def make_twin(seed: int = 0, **fields: Any) -> IdfModel:
+    """A random model of training twins in fake mode."""
+    model = IdfModel(make_config(**fields))
+    scramble(model, seed)
+    exact.set_fake(model, fake=True)
+    return model.eval()
+
+
+def make_model(seed: int = 0, **fields: Any) -> IdfModel:
+    """A random frozen model."""
+    frozen = exact.freeze(copy.deepcopy(make_twin(seed, **fields)))
+    assert isinstance(frozen, IdfModel)
+    return frozen
+
+
+def write_model(path: Path, seed: int = 0, **fields: Any) -> Path:
+    """A random frozen model as a file."""
+    save_model(path, "idf", make_config(**fields), make_model(seed, **fields))
+    return path
