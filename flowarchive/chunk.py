@@ -1,6 +1,6 @@
 """What a CHUNK record holds: its frames' timestamps and hashes, and the coded planes.
 
-    frame_count coding bits lanes payload_size ... | constants | pts | digests | payload
+    frame_count coding bits lanes payload_size ... | constants | pts | digest | digests | payload
 
 The layout is docs/format.md, section "CHUNK". There is one encoding of any chunk and every other
 is refused, so `Chunk.from_bytes(b).to_bytes() == b`. This module knows nothing of files, nor how
@@ -9,6 +9,7 @@ a payload of coding `MODEL` is made.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import zstandard
 
 from flowarchive.errors import FormatError, LimitExceeded, Truncated
 
-__all__ = ["Chunk", "Coding", "store_planes"]
+__all__ = ["Chunk", "Coding", "combine_digests", "store_planes"]
 
 MAX_FRAMES = 1 << 16
 MAX_PLANES = 8
@@ -30,7 +31,7 @@ DIGEST_SIZE = 16
 PTS_LIMIT = 1 << 63
 
 _HEADER = struct.Struct("<IBBHIBBBB")
-_PTS_NONE, _PTS_ALL, _PTS_SOME = 0, 1, 2
+_PTS_NONE, _PTS_ALL, _PTS_SOME, _PTS_EVEN = 0, 1, 2, 3
 # Second differences of 64-bit numbers have 66 bits with their sign; ten groups of seven hold them.
 _VARINT_BYTES = 10
 # A zstd block is at least 4 bytes and holds at most 128 KiB.
@@ -53,7 +54,9 @@ class Chunk:
         coding: A `Coding`: 0 model, 1 zstd, 2 raw.
         frame_count: Frames, 1..65536.
         pts: Each frame's timestamp in ticks, -2**63 < pts < 2**63, None where it has none.
-        digests: Each frame's `Frame.digest`, 16 bytes.
+        digest: BLAKE2b-128 of all frames' digests, whole, one after the other.
+        digests: Each frame's `Frame.digest`, cut to 0..16 bytes, the same for all: small frames
+            cannot carry 16 bytes each without growing.
         constants: For each of 1..8 planes, the value of all its samples if they are all the same
             in the whole chunk, otherwise None.
         bits: Every sample is below 2**bits, 8..16.
@@ -68,6 +71,7 @@ class Chunk:
     coding: int
     frame_count: int
     pts: tuple[int | None, ...] = field(repr=False)
+    digest: bytes = field(repr=False)
     digests: tuple[bytes, ...] = field(repr=False)
     constants: tuple[int | None, ...]
     bits: int
@@ -84,7 +88,9 @@ class Chunk:
             (self.frame_count < 1, f"{self.frame_count} frames"),
             (len(self.pts) != self.frame_count, f"{len(self.pts)} timestamps"),
             (len(self.digests) != self.frame_count, f"{len(self.digests)} digests"),
-            (any(len(d) != DIGEST_SIZE for d in self.digests), "a digest of another length"),
+            (len(self.digest) != DIGEST_SIZE, "a digest of another length"),
+            (len({len(d) for d in self.digests}) > 1, "digests of several lengths"),
+            (any(len(d) > DIGEST_SIZE for d in self.digests), "a digest of another length"),
             (not 1 <= len(self.constants) <= MAX_PLANES, f"{len(self.constants)} planes"),
             (not 8 <= self.bits <= 16, f"{self.bits} bits"),
             (not self._lanes_fit(), f"{self.lanes} lanes with coding {self.coding}"),
@@ -107,11 +113,14 @@ class Chunk:
 
     def to_bytes(self) -> bytes:
         """Return the payload of this chunk's CHUNK record."""
+        numbers = list(_second_differences(_present(self.pts)))
         kind = _PTS_SOME
-        if None not in self.pts:
-            kind = _PTS_ALL
-        elif not any(True for _ in _present(self.pts)):
+        if not numbers:
             kind = _PTS_NONE
+        elif len(numbers) == self.frame_count:
+            kind = _PTS_EVEN if len(numbers) > 2 and not any(numbers[2:]) else _PTS_ALL
+        if kind == _PTS_EVEN:
+            del numbers[2:]
         parts = [
             _HEADER.pack(
                 self.frame_count,
@@ -122,13 +131,14 @@ class Chunk:
                 len(self.constants),
                 _mask(self.constants),
                 kind,
-                0,
+                len(self.digests[0]),
             ),
             *(struct.pack("<H", value) for value in _present(self.constants)),
         ]
         if kind == _PTS_SOME:
             parts.append(_mask(self.pts).to_bytes(-(-self.frame_count // 8), "little"))
-        parts += map(_varint, _second_differences(_present(self.pts)))
+        parts += map(_varint, numbers)
+        parts.append(self.digest)
         parts += self.digests
         parts.append(self.payload)
         return b"".join(parts)
@@ -141,32 +151,40 @@ class Chunk:
             FormatError: The bytes are not the one encoding of a chunk.
         """
         cursor = _Cursor(data)
-        frames, coding, bits, lanes, size, planes, constant_mask, kind, reserved = _HEADER.unpack(
-            cursor.take(_HEADER.size)
+        frames, coding, bits, lanes, size, planes, constant_mask, kind, digest_size = (
+            _HEADER.unpack(cursor.take(_HEADER.size))
         )
         if frames > MAX_FRAMES:
             raise LimitExceeded(f"the chunk claims {frames} frames, more than {MAX_FRAMES}")
-        if constant_mask >> planes or kind > _PTS_SOME or reserved:
+        if constant_mask >> planes or kind > _PTS_EVEN or digest_size > DIGEST_SIZE:
             raise FormatError("the chunk's header is malformed")
         constants = tuple(
             int.from_bytes(cursor.take(2), "little") if constant_mask >> p & 1 else None
             for p in range(planes)
         )
         everyone = (1 << frames) - 1
-        pts_mask = everyone if kind == _PTS_ALL else 0
+        pts_mask = everyone if kind in (_PTS_ALL, _PTS_EVEN) else 0
         if kind == _PTS_SOME:
             pts_mask = int.from_bytes(cursor.take(-(-frames // 8)), "little")
             if not 0 < pts_mask < everyone:
                 raise FormatError("the chunk's pts_mask is malformed")
         present = bin(pts_mask)[2:].zfill(frames)[::-1]
-        differences = [cursor.varint() for _ in range(pts_mask.bit_count())]
-        times = _sums(differences)
+        count = pts_mask.bit_count()
+        numbers = [cursor.varint() for _ in range(2 if kind == _PTS_EVEN else count)]
+        if kind == _PTS_EVEN:
+            numbers += [0] * (count - 2)
+        elif kind == _PTS_ALL and count > 2 and not any(numbers[2:]):
+            raise FormatError("even timestamps of a chunk are not coded as such")
+        if kind == _PTS_EVEN and count < 3:
+            raise FormatError("too few timestamps of a chunk are called even")
+        times = _sums(numbers)
         pts = tuple(next(times) if bit == "1" else None for bit in present)
-        digests = tuple(cursor.take(DIGEST_SIZE) for _ in range(frames))
+        digest = cursor.take(DIGEST_SIZE)
+        digests = tuple(cursor.take(digest_size) for _ in range(frames))
         payload = cursor.take(size)
         cursor.finish()
         try:
-            return cls(coding, frames, pts, digests, constants, bits, lanes, payload)
+            return cls(coding, frames, pts, digest, digests, constants, bits, lanes, payload)
         except ValueError as error:
             raise FormatError(str(error)) from None
 
@@ -201,6 +219,11 @@ class Chunk:
             return zstandard.ZstdDecompressor().decompress(self.payload, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise FormatError(f"the planes do not decompress: {error}") from None
+
+
+def combine_digests(digests: Iterable[bytes]) -> bytes:
+    """Return a chunk's `digest` for its frames' digests of 16 bytes each."""
+    return hashlib.blake2b(b"".join(digests), digest_size=DIGEST_SIZE).digest()
 
 
 def store_planes(planes: bytes) -> tuple[Coding, bytes]:

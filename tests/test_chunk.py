@@ -24,6 +24,7 @@ times = st.one_of(st.integers(-5, 5), st.integers(-FAR, FAR), st.sampled_from([-
 def chunks(draw: st.DrawFn) -> Chunk:
     frames = draw(st.integers(1, 20))
     bits = draw(st.integers(8, 16))
+    digest_size = draw(st.integers(0, 16))
     coding = draw(st.sampled_from(Coding))
     one_pts = draw(st.sampled_from([st.none(), times, st.one_of(st.none(), times)]))
     constants = st.lists(st.none() | st.integers(0, (1 << bits) - 1), min_size=1, max_size=8)
@@ -31,7 +32,8 @@ def chunks(draw: st.DrawFn) -> Chunk:
         coding=coding,
         frame_count=frames,
         pts=tuple(draw(st.lists(one_pts, min_size=frames, max_size=frames))),
-        digests=tuple(random.Random(i).randbytes(16) for i in range(frames)),
+        digest=random.Random(frames).randbytes(16),
+        digests=tuple(random.Random(i).randbytes(digest_size) for i in range(frames)),
         constants=tuple(draw(constants)),
         bits=bits,
         lanes=1 << draw(st.integers(0, 10)) if coding == Coding.MODEL else 0,
@@ -45,6 +47,7 @@ def chunk(**fields: Any) -> Chunk:
         "coding": 0,
         "frame_count": frames,
         "pts": tuple(range(frames)),
+        "digest": bytes(range(16)),
         "digests": tuple(bytes([i % 256]) * 16 for i in range(frames)),
         "constants": (None, 128, 0),
         "bits": 8,
@@ -120,9 +123,10 @@ def test_every_flipped_bit_is_refused_or_changes_the_chunk(sample):
 @pytest.mark.parametrize(
     ("pts", "size"),
     [
-        (range(0, 1000), 1000),
-        (range(0, 512_000, 512), 1001),
-        (range(900_000, 900_000 + 3003 * 100, 3003), 103),
+        (range(0, 1000), 2),
+        (range(0, 512_000, 512), 3),
+        (range(900_000, 900_000 + 3003 * 100, 3003), 5),
+        ([*range(0, 1000), 1001], 1001),
         ([None] * 50, 0),
         ([None, *range(15)], 2 + 15),
         ([-FAR, FAR, -FAR, FAR], 4 * 10),
@@ -131,18 +135,19 @@ def test_every_flipped_bit_is_refused_or_changes_the_chunk(sample):
 def test_timestamps_are_compact(pts, size):
     pts = tuple(pts)
     sample = chunk(pts=pts, constants=(None,))
-    assert len(sample.to_bytes()) == 16 + size + 16 * len(pts) + 7
+    assert len(sample.to_bytes()) == 16 + size + 16 + 16 * len(pts) + 7
     assert Chunk.from_bytes(sample.to_bytes()) == sample
 
 
 def with_pts(varints: bytes, frames: int, mask: bytes = b"", kind: int = 1) -> bytes:
     header = struct.pack("<IBBHIBBBB", frames, 0, 8, 1, 0, 1, 0, kind, 0)
-    return header + mask + varints + bytes(16 * frames)
+    return header + mask + varints + bytes(16)
 
 
 def test_with_pts_makes_chunks():
     assert Chunk.from_bytes(with_pts(b"\x02\x04\x03", 3)).pts == (1, 3, 3)
     assert Chunk.from_bytes(with_pts(b"\x02", 3, b"\x04", 2)).pts == (None, None, 1)
+    assert Chunk.from_bytes(with_pts(b"\x02\x04", 3, kind=3)).pts == (1, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -161,10 +166,14 @@ def test_with_pts_makes_chunks():
         with_pts(b"\x00", 1, b"\x01", 2),
         with_pts(b"\x00", 2, b"\x05", 2),
         with_pts(b"\x00\x00", 2, b"\x83", 2),
+        with_pts(b"\x02\x02\x00", 3),
+        with_pts(b"\x02\x02", 2, kind=3),
+        with_pts(b"\x02", 3, kind=3),
         with_pts(b"", 1, kind=3),
+        with_pts(b"", 1, kind=4),
         with_pts(b"", 1, kind=255),
     ],
-    ids=range(15),
+    ids=range(19),
 )
 def test_malformed_timestamps(data):
     with pytest.raises(FormatError):
@@ -181,6 +190,8 @@ WRONG = [
     {"pts": (1, 2)},
     {"digests": (bytes(16),) * 2},
     {"digests": (bytes(16), bytes(16), bytes(15))},
+    {"digests": (bytes(17),) * 3},
+    {"digest": bytes(15)},
     {"constants": ()},
     {"constants": (None,) * 9},
     {"constants": (256,)},
@@ -212,7 +223,7 @@ def test_fields_out_of_range(fields):
         (6, [0, 3, 6, 255]),  # lanes
         (12, [0, 1, 2, 9, 255]),  # plane_count
         (13, [0, 8, 128, 255]),  # constant_mask
-        (15, [1, 255]),  # reserved
+        (15, [15, 17, 255]),  # digest_size
     ],
 )
 def test_header_fields_out_of_range(position, values):

@@ -10,7 +10,7 @@ import numpy as np
 from container_laws import build, check_container
 
 from flowarchive import chunk as chunk_module
-from flowarchive.chunk import Chunk, Coding
+from flowarchive.chunk import Chunk, Coding, combine_digests
 from flowarchive.container import records
 from flowarchive.frames import Frame, VideoFormat
 
@@ -26,6 +26,7 @@ def example() -> bytes:
         coding=Coding.RAW,
         frame_count=2,
         pts=tuple(frame.pts for frame in frames),
+        digest=combine_digests(frame.digest() for frame in frames),
         digests=tuple(frame.digest() for frame in frames),
         constants=(None,),
         bits=8,

@@ -14,14 +14,24 @@ import numpy as np
 
 from flowarchive import planes
 from flowarchive.ans import Message
-from flowarchive.chunk import MAX_PAYLOAD, Chunk, Coding, store_planes
+from flowarchive.chunk import (
+    DIGEST_SIZE,
+    MAX_FRAMES,
+    MAX_PAYLOAD,
+    Chunk,
+    Coding,
+    combine_digests,
+    store_planes,
+)
 from flowarchive.errors import ChecksumMismatch, FormatError, LimitExceeded
 from flowarchive.frames import Frame, Plane, VideoFormat
 
 SAMPLES_PER_LANE = 1 << 15
 MAX_LANES = 64
 CHUNK_BYTES = 2 << 20  # raw bytes of a chunk whose length nobody chose
-MAX_CHUNK_FRAMES = 256
+CHUNK_FRAMES = 256  # of small frames; more of them only where the chunk's own bytes would tell
+SMALL_CHUNK_BYTES = 1 << 18
+BYTES_PER_DIGEST_BYTE = 1 << 11  # so that digests never add more than 0.05 % to raw frames
 
 
 class FrameCoder(Protocol):
@@ -48,7 +58,9 @@ def frames_per_chunk(video_format: VideoFormat, wanted: int | None = None) -> in
         ValueError: `wanted` is below 1.
     """
     if wanted is None:
-        wanted = min(max(1, CHUNK_BYTES // video_format.bytes_per_frame), MAX_CHUNK_FRAMES)
+        size = video_format.bytes_per_frame
+        most = min(max(CHUNK_FRAMES, SMALL_CHUNK_BYTES // size), MAX_FRAMES)
+        wanted = min(max(1, CHUNK_BYTES // size), most)
     if wanted < 1:
         raise ValueError(f"a chunk of {wanted} frames is too short")
     _check_size(video_format, wanted)
@@ -84,11 +96,14 @@ def encode_chunk(
     stored_coding, stored_payload = store_planes(stored)
     if len(stored_payload) < len(payload):
         coding, payload, ideal = stored_coding, stored_payload, 8.0 * len(stored_payload)
+    digests = [frame.digest() for frame in frames]
+    digest_size = min(video_format.bytes_per_frame // BYTES_PER_DIGEST_BYTE, DIGEST_SIZE)
     chunk = Chunk(
         coding=coding,
         frame_count=len(frames),
         pts=tuple(frame.pts for frame in frames),
-        digests=tuple(frame.digest() for frame in frames),
+        digest=combine_digests(digests),
+        digests=tuple(digest[:digest_size] for digest in digests),
         constants=constants,
         bits=bits,
         lanes=len(message.head) if coding == Coding.MODEL else 0,
@@ -108,6 +123,8 @@ def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder) -> 
     if len(chunk.constants) != len(video_format.plane_shapes):
         raise FormatError("a chunk has another number of planes than the archive")
     _check_size(video_format, chunk.frame_count)
+    if any(v is not None and v > np.iinfo(video_format.dtype).max for v in chunk.constants):
+        raise FormatError("a constant of a chunk does not fit a sample")
     letters = _coded_letters(video_format, chunk.constants)
     shapes = [
         shape
@@ -125,11 +142,18 @@ def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder) -> 
             next(parts) if value is None else np.full(shape, value, dtype=video_format.dtype)
             for value, shape in zip(chunk.constants, video_format.plane_shapes, strict=True)
         )
-        frame = Frame(whole, chunk.pts[number])
-        if frame.digest() != chunk.digests[number]:
-            raise ChecksumMismatch(f"frame {number} of a chunk is not the frame that was packed")
-        frames.append(frame)
+        frames.append(Frame(whole, chunk.pts[number]))
+    _check_digests(chunk, frames)
     return frames
+
+
+def _check_digests(chunk: Chunk, frames: Sequence[Frame]) -> None:
+    digests = [frame.digest() for frame in frames]
+    for number, (stated, digest) in enumerate(zip(chunk.digests, digests, strict=True)):
+        if not digest.startswith(stated):
+            raise ChecksumMismatch(f"frame {number} of a chunk is not the frame that was packed")
+    if combine_digests(digests) != chunk.digest:
+        raise ChecksumMismatch("the frames of a chunk are not those that were packed")
 
 
 def _pop_frames(
