@@ -164,12 +164,13 @@ def parse_model(data: bytes, name: str) -> StoredModel:
 
 
 def packaged_models() -> dict[str, dict[str, Any]]:
-    """Name, size, fingerprint and metadata of every model in the package."""
+    """Name, size, fingerprint, metadata and cost of every model in the package."""
     return {
         name: {
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
             **_metadata(data),
+            "macs_per_sample": parse_model(data, name).network.macs_per_sample(),
         }
         for name, data in sorted(_packaged().items())
     }

@@ -471,6 +471,14 @@ class IntegerFlow(nn.Module):
         """Return the ideal code length in bits of each item of a batch of 8-bit samples, [B]."""
         return torch.stack([_bits(latent) for latent in self(x, context, mask)]).sum(0)
 
+    def macs_per_sample(self) -> float:
+        """Return the multiplications a frozen flow spends on each sample."""
+        total = 0.0
+        for number, level in enumerate(self.scales, 1):
+            layers = [m for m in level.modules() if isinstance(m, exact.IntConv2d)]
+            total += sum(layer.macs() for layer in layers) / 4**number
+        return total / self.config.channels
+
     def _contexts(self, context: Tensor | None) -> list[Tensor | None]:
         """Squeeze the context for every level, averaged down by two from one to the next."""
         contexts: list[Tensor | None] = []

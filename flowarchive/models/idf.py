@@ -61,6 +61,13 @@ class IdfModel(nn.Module):
             samples += x.size
         return bits, samples
 
+    def macs_per_sample(self) -> dict[str, int]:
+        """Return the multiplications a sample of each component costs, each way."""
+        return {
+            "luma": round(self.luma.macs_per_sample()),
+            "chroma": round(self.chroma.macs_per_sample()),
+        }
+
     @torch.inference_mode()
     def push(self, message: Message, components: planes.Components, bits: int) -> float:
         """Push one frame.
