@@ -1,0 +1,258 @@
+"""Write the golden archives that are missing; one that is there is never written again.
+
+    accept/NAME.flow            an archive
+    accept/NAME.json            what it holds: pts and the SHA-256 of every plane of every frame
+    reject/ERROR-WHAT.flow      a damaged archive, and the error that it must be refused with
+
+ACCEPT and REJECT name all of them. A new format version gets new names; old files stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import tiny
+from container_laws import archive_prologue as prologue
+from container_laws import flip, join, split
+
+import flowarchive
+from flowarchive.frames import Frame
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+ACCEPT = tiny.CASES
+# The archive that is damaged to make those of REJECT.
+BASE = "gray"
+
+Parts = list[tuple[bytes, bytes]]
+
+
+def sample_hashes(planes: Iterable[list[list[int]]]) -> list[str]:
+    """SHA-256 of each plane: its samples row by row, two little-endian bytes each."""
+    hashes = []
+    for rows in planes:
+        data = b"".join(struct.pack(f"<{len(row)}H", *row) for row in rows)
+        hashes.append(hashlib.sha256(data).hexdigest())
+    return hashes
+
+
+def describe(frames: Iterable[Frame], settings: dict[str, int]) -> dict[str, Any]:
+    """What the JSON beside an archive says; `settings` are those of `tiny.Case`."""
+    facts = [
+        {"pts": frame.pts, "sha256": sample_hashes(plane.tolist() for plane in frame.planes)}
+        for frame in frames
+    ]
+    return {"settings": settings, "frames": facts}
+
+
+def make_accept(name: str, folder: Path) -> None:
+    """Write one archive and its description."""
+    case = ACCEPT[name]
+    with tempfile.TemporaryDirectory() as scratch:
+        model: str | Path = case.shipped
+        if not case.shipped:
+            model = tiny.write_model(Path(scratch) / "tiny.safetensors", len(name), **case.model)
+        archive = tiny.pack_case(case, model, Path(scratch) / "new.flow").read_bytes()
+    description = describe(case.make_frames(), case.settings)
+    (folder / f"{name}.json").write_text(json.dumps(description, indent=1) + "\n")
+    (folder / f"{name}.flow").write_bytes(archive)
+
+
+def rejoin(parts: Parts) -> bytes:
+    """An archive of these records whose offsets, counts and checksums are right."""
+    offset, index, entries, first, chunks = 16, struct.pack("<QI", 0, 0), b"", 0, 0
+    parts = [(kind, data) for kind, data in parts if kind not in (b"INDX", b"END ")]
+    for kind, data in parts:
+        # `join` has the checksums; a record's is the same wherever it stands.
+        (crc,) = struct.unpack("<I", join([(kind, data)])[-4:])
+        if kind == b"MODL":
+            index = struct.pack("<QI", offset, crc)
+        if kind == b"CHNK":
+            (frames,) = struct.unpack_from("<I", data)
+            entries += struct.pack("<QQII", offset, first, frames, crc)
+            first, chunks = first + frames, chunks + 1
+        offset += 16 + len(data)
+    end = struct.pack("<QQI16x", offset, first, chunks)
+    return join([*parts, (b"INDX", index + entries), (b"END ", end)])
+
+
+def edit(kind: bytes, change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """A damage to the payload of the records of one type, with everything else put right."""
+
+    def damage(archive: bytes) -> bytes:
+        return rejoin([(k, change(data) if k == kind else data) for k, data in split(archive)])
+
+    return damage
+
+
+def chunk_field(offset: int, code: str, value: int) -> Callable[[bytes], bytes]:
+    """A damage to one of the fields at the front of a chunk."""
+
+    def change(data: bytes) -> bytes:
+        changed = bytearray(data)
+        struct.pack_into(f"<{code}", changed, offset, value)
+        return bytes(changed)
+
+    return edit(b"CHNK", change)
+
+
+def message(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """A damage to the message of the chunk, which is its end."""
+
+    def in_chunk(data: bytes) -> bytes:
+        (size,) = struct.unpack_from("<I", data, 8)
+        changed = change(data[-size:])
+        return data[:8] + struct.pack("<I", len(changed)) + data[12:-size] + changed
+
+    return edit(b"CHNK", in_chunk)
+
+
+def head_text(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    """A damage to the text of HEAD."""
+
+    def change(data: bytes) -> bytes:
+        assert old in data
+        return data.replace(old, new)
+
+    return edit(b"HEAD", change)
+
+
+def other_model(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Another model file, stored, with its own fingerprint in MODEL and in HEAD."""
+
+    def damage(archive: bytes) -> bytes:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "base.flow"
+            path.write_bytes(archive)
+            with flowarchive.open(path) as opened:
+                old, model = opened.container.model() or (b"", b"")
+        changed = change(model)
+        new = hashlib.sha256(changed).digest()
+        parts = []
+        for kind, data in split(archive):
+            if kind == b"HEAD":
+                data = data.replace(old.hex().encode(), new.hex().encode())
+            parts.append((kind, new + b"\0" + changed if kind == b"MODL" else data))
+        return rejoin(parts)
+
+    return damage
+
+
+def set_tensor(name: str, data: bytes) -> Callable[[bytes], bytes]:
+    """A model file whose tensor begins with other bytes."""
+
+    def change(model: bytes) -> bytes:
+        (length,) = struct.unpack_from("<Q", model)
+        start = 8 + length + json.loads(model[8 : 8 + length])[name]["data_offsets"][0]
+        return model[:start] + data + model[start + len(data) :]
+
+    return change
+
+
+def without(kind: bytes, archive: bytes) -> Parts:
+    """The records but those of one type."""
+    return [part for part in split(archive) if part[0] != kind]
+
+
+def break_crc(kind: bytes) -> Callable[[bytes], bytes]:
+    """Flip a bit in the middle of a record."""
+
+    def damage(archive: bytes) -> bytes:
+        position = 16
+        for found, data in split(archive):
+            if found == kind:
+                return flip(archive, position + 12 + len(data) // 2)
+            position += 16 + len(data)
+        raise AssertionError(kind)
+
+    return damage
+
+
+BIAS = "luma.levels.0.couplings.0.conditioner.linear.translation.bias"
+# ERROR-WHAT: makes the damaged archive of a sound one.
+REJECT: dict[str, Callable[[bytes], bytes]] = {
+    "BadMagic-text-mode": lambda a: a.replace(b"\r\n", b"\n"),
+    "BadMagic-seven-bits": lambda a: bytes(byte & 127 for byte in a),
+    "BadMagic-another-file": lambda a: b"\x89PNG\r\n\x1a\n" + a[8:],
+    "UnsupportedVersion-2": lambda a: prologue(version=2) + a[16:],
+    "UnsupportedVersion-feature": lambda a: prologue(features=1 << 31) + a[16:],
+    "UnsupportedVersion-reserved": lambda a: prologue(reserved=1) + a[16:],
+    "UnsupportedVersion-first-record": lambda a: join([(b"LATE", b"{}"), *split(a)]),
+    "Truncated-empty": lambda a: b"",
+    "Truncated-in-magic": lambda a: a[:5],
+    "Truncated-in-half": lambda a: a[: len(a) // 2],
+    "Truncated-last-byte": lambda a: a[:-1],
+    "Truncated-chunk": edit(b"CHNK", lambda data: data[:20]),
+    "TrailingData-a-byte": lambda a: a + b"\n",
+    "TrailingData-twice": lambda a: a + a,
+    "ChecksumMismatch-head": break_crc(b"HEAD"),
+    "ChecksumMismatch-model": break_crc(b"MODL"),
+    "ChecksumMismatch-chunk": break_crc(b"CHNK"),
+    "ChecksumMismatch-index": break_crc(b"INDX"),
+    "ChecksumMismatch-end": lambda a: flip(a, len(a) - 5),
+    # The digest of the chunk stands before the message, and no frame has one of its own.
+    "ChecksumMismatch-digest": edit(b"CHNK", lambda data: flip(data, 19)),
+    "LimitExceeded-record-length": lambda a: a[:20] + struct.pack("<Q", 1 << 40) + a[28:],
+    "LimitExceeded-frames": chunk_field(0, "I", 65537),
+    "FormatError-no-head": lambda a: rejoin(without(b"HEAD", a)),
+    "FormatError-two-heads": lambda a: rejoin([split(a)[0], *split(a)]),
+    "FormatError-head-with-space": head_text(b'"width":9', b'"width": 9'),
+    "FormatError-head-with-fraction": head_text(b'"chunk_frames":', b'"a":0.5,"chunk_frames":'),
+    "FormatError-end-counts": lambda a: join(
+        [(k, flip(data, 8) if k == b"END " else data) for k, data in split(a)]
+    ),
+    "FormatError-index-offset": lambda a: join(
+        [(k, flip(data, 12) if k == b"INDX" else data) for k, data in split(a)]
+    ),
+    "FormatError-no-frames": chunk_field(0, "I", 0),
+    "FormatError-coding": chunk_field(4, "B", 3),
+    "FormatError-bits": chunk_field(5, "B", 17),
+    "FormatError-lanes": chunk_field(6, "H", 3),
+    "FormatError-planes": chunk_field(12, "B", 2),
+    "FormatError-constant-mask": chunk_field(13, "B", 2),
+    "FormatError-pts-kind": chunk_field(14, "B", 4),
+    "FormatError-pts-all-for-even": edit(
+        b"CHNK", lambda data: data[:14] + b"\1" + data[15:18] + b"\0" + data[18:]
+    ),
+    "FormatError-digest-size": chunk_field(15, "B", 17),
+    "FormatError-bytes-after-chunk": edit(b"CHNK", lambda data: data + b"\0"),
+    "FormatError-bits-left-over": message(lambda data: data[:8] + b"\1\2\3\4" + data[8:]),
+    "UnsupportedFormat-pix-fmt": head_text(b'"gray"', b'"bayer"'),
+    "UnsupportedFormat-no-width": head_text(b',"width":9', b""),
+    "UnsupportedFormat-color-range": head_text(b'"color_range":0', b'"color_range":-1'),
+    "MessageExhausted": message(lambda data: data[:8] + data[12:]),
+    "CodingError-length": message(lambda data: data[:-1]),
+    "CodingError-head": message(lambda data: data[:7] + b"\xff" + data[8:]),
+    "ModelNotFound": lambda a: rejoin(without(b"MODL", a)),
+    "FingerprintMismatch": edit(b"MODL", lambda data: data[:32] + b"\0another model"),
+    "ModelError-no-model": other_model(lambda model: b"another model"),
+    "ModelError-missing-tensor": other_model(
+        lambda model: model.replace(b"translation.bias", b"translation.bia5", 1)
+    ),
+    "NotReproducible-large-bias": other_model(set_tensor(BIAS, struct.pack("<i", 1 << 24))),
+}
+
+
+def main() -> None:
+    """Write what is missing."""
+    for folder in ("accept", "reject"):
+        (GOLDEN / folder).mkdir(parents=True, exist_ok=True)
+    for name in ACCEPT:
+        if not (GOLDEN / "accept" / f"{name}.flow").exists():
+            make_accept(name, GOLDEN / "accept")
+            print(f"accept/{name}.flow")
+    base = (GOLDEN / "accept" / f"{BASE}.flow").read_bytes()
+    for name, damage in REJECT.items():
+        path = GOLDEN / "reject" / f"{name}.flow"
+        if not path.exists():
+            path.write_bytes(damage(base))
+            print(f"reject/{name}.flow")
+
+
+if __name__ == "__main__":
+    main()

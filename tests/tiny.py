@@ -1,0 +1,238 @@
+"""Tiny models and noisy frames: archives that plain Python decodes in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+import flowarchive
+from flowarchive import exact, store
+from flowarchive.archive import chunks
+from flowarchive.chunk import Coding
+from flowarchive.frames import Frame, VideoFormat
+from flowarchive.models import IdfModel
+
+SMALL = {"levels": 2, "couplings": 2, "depth": 1, "width": 4, "groups": 2, "mixtures": 2}
+SMALLEST = {"levels": 1, "couplings": 1, "width": 1, "groups": 1, "mixtures": 1}
+
+
+def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write a frozen model of random weights, none of which is without effect.
+
+    Args:
+        path: The file.
+        seed: Of the weights.
+        **changes: Fields of FlowConfig other than those of SMALL, for both flows.
+    """
+    config = {"luma": {**SMALL, **changes}, "chroma": {**SMALL, **changes}}
+    network = IdfModel(config)
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(parameter: torch.Tensor, spread: float) -> torch.Tensor:
+        return spread * (2 * torch.rand(parameter.shape, generator=generator) - 1)
+
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            field_name = name.rsplit(".", 1)[1]
+            if name.endswith("linear.scale.bias"):
+                parameter.copy_(5.6 + noise(parameter, 0.5))  # wide, as the frames' noise is
+            elif field_name == "scale":  # ReZero: at zero a network says nothing
+                parameter.copy_(0.1 + noise(parameter, 0.05))
+            elif field_name == "bias":
+                parameter.copy_(noise(parameter, 0.3))
+            elif field_name == "log_scale":
+                parameter.copy_(3.2 + noise(parameter, 0.3))
+            elif field_name == "mean":
+                parameter.copy_(noise(parameter, 16.0))
+            elif field_name == "logit":
+                parameter.copy_(noise(parameter, 1.0))
+            elif parameter.dim() == 1:  # a normalization's gain
+                parameter.copy_(1.0 + noise(parameter, 0.5))
+            else:
+                spread = parameter[0].numel() ** -0.5
+                parameter.copy_(noise(parameter, spread))
+    store.save_model(path, "idf", config, exact.freeze(network))
+    return path
+
+
+def noisy_frames(
+    video: VideoFormat,
+    count: int = 2,
+    seed: int = 0,
+    bits: int | None = None,
+    pts: Iterable[int | None] | None = None,
+    constant: dict[str, int] | None = None,
+) -> list[Frame]:
+    """Frames of wide noise around mid-gray, which a model takes for less than zstd does.
+
+    Args:
+        video: Their format.
+        count: How many.
+        seed: Of the noise.
+        bits: Significant bits of a sample, those of the format by default.
+        pts: Their timestamps, 0, 1, ... by default.
+        constant: The value of the planes that have only one, by letter.
+    """
+    rng = np.random.default_rng(seed)
+    layout = video.layout
+    bits = layout.bit_depth if bits is None else bits
+    unit, top = 1 << (bits - 8), (1 << bits) - 1
+    frames = []
+    for time in range(count) if pts is None else pts:
+        planes = []
+        for letter, shape in zip(layout.components, video.plane_shapes, strict=True):
+            plane = rng.normal(top / 2, 15 * unit, shape).round().clip(0, top)
+            if not frames and not planes and plane.size > 9:
+                plane[0, 0], plane[-1, -1] = 0, top
+            if constant and letter in constant:
+                plane = np.full(shape, constant[letter])
+            planes.append(plane.astype(video.dtype))
+        frames.append(Frame(tuple(planes), time))
+    return frames
+
+
+@dataclass(frozen=True)
+class Case:
+    """An archive to make.
+
+    Attributes:
+        video: The format.
+        model: Fields of FlowConfig other than those of SMALL.
+        frames: Arguments of `noisy_frames`.
+        options: Arguments of `flowarchive.create`.
+        codings: What each chunk must turn out to be.
+        make: Other frames than noisy ones.
+        shipped: Name of a model of the package, instead of a random one.
+        settings: Constants of `archive.chunks` to change, for what takes large frames otherwise.
+    """
+
+    video: VideoFormat
+    codings: tuple[str, ...] = ("MODEL",)
+    model: dict[str, Any] = field(default_factory=dict)
+    frames: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    make: Callable[[VideoFormat], list[Frame]] | None = None
+    shipped: str = ""
+    settings: dict[str, int] = field(default_factory=dict)
+
+    def make_frames(self) -> list[Frame]:
+        """The frames that go in."""
+        return self.make(self.video) if self.make else noisy_frames(self.video, **self.frames)
+
+
+def white_noise(video: VideoFormat) -> list[Frame]:
+    """Frames that nothing makes smaller, the second without a timestamp."""
+    rng = np.random.default_rng(5)
+    top = 1 << video.layout.bit_depth
+    return [
+        Frame(tuple(rng.integers(0, top, s).astype(video.dtype) for s in video.plane_shapes), time)
+        for time in (7, None)
+    ]
+
+
+def stripes(video: VideoFormat) -> list[Frame]:
+    """Frames that zstd makes smaller than any model of noise."""
+    shapes = video.plane_shapes
+    return [
+        Frame(tuple((np.indices(s)[1] % 2 * 200 + time).astype(video.dtype) for s in shapes), time)
+        for time in range(3)
+    ]
+
+
+NTSC = {"time_base": Fraction(1001, 30000), "rate": Fraction(30000, 1001)}
+# One of each kind that the document tells apart.
+CASES = {
+    "gray": Case(
+        VideoFormat(9, 6, "gray"),
+        model=SMALLEST,
+        frames={"count": 3},
+    ),
+    "yuv420p-19x13": Case(VideoFormat(19, 13, "yuv420p")),
+    "yuv420p-relu": Case(
+        VideoFormat(18, 10, "yuv420p", **NTSC),
+        model={"group_norm": False, "couplings": 5},
+        frames={"pts": [-5, None, 1000]},
+    ),
+    "yuv422p10le-permuted": Case(
+        VideoFormat(11, 9, "yuv422p10le", color_range=1),
+        model={"inverse_permutation": False, "couplings": 5, "mixtures": 1},
+    ),
+    "yuv420p10le": Case(
+        VideoFormat(16, 8, "yuv420p10le", sample_aspect_ratio=Fraction(4, 3)),
+        model={"levels": 3, "groups": 4},
+    ),
+    "yuv410p-6x5": Case(VideoFormat(6, 5, "yuv410p"), frames={"count": 12}, model={"levels": 1}),
+    "rgb24": Case(
+        VideoFormat(9, 7, "rgb24"),
+        codings=("MODEL", "MODEL"),
+        frames={"count": 5},
+        options={"chunk_frames": 3},
+    ),
+    "gray16le-of-12-bits": Case(VideoFormat(13, 6, "gray16le"), frames={"bits": 12}),
+    "gray16le": Case(VideoFormat(7, 10, "gray16le"), frames={"pts": [None, None]}),
+    "bgr0-constant": Case(VideoFormat(10, 6, "bgr0"), frames={"constant": {"X": 255}}),
+    "yuva444p-constant-u": Case(
+        VideoFormat(9, 9, "yuva444p"), frames={"constant": {"U": 128}, "count": 3}
+    ),
+    "yuva420p": Case(VideoFormat(13, 8, "yuva420p")),
+    "stored": Case(
+        VideoFormat(6, 5, "yuv444p"), model=SMALLEST, codings=("RAW",), make=white_noise
+    ),
+    "stored-zstd": Case(
+        VideoFormat(12, 9, "rgb0"), model=SMALLEST, codings=("ZSTD",), make=stripes
+    ),
+    "gray10le-lanes": Case(
+        VideoFormat(15, 11, "gray10le"),
+        frames={"pts": [3, 4, 6]},
+        settings={"SAMPLES_PER_LANE": 100, "BYTES_PER_DIGEST_BYTE": 10},
+    ),
+    "yuv444p-lanes": Case(
+        VideoFormat(10, 9, "yuv444p"),
+        frames={"pts": [-9, -2, 5]},
+        settings={"SAMPLES_PER_LANE": 200, "BYTES_PER_DIGEST_BYTE": 50},
+    ),
+    "one-sample": Case(VideoFormat(1, 1, "gray16le"), frames={"count": 99}, codings=("MODEL",)),
+    "all-constant": Case(
+        VideoFormat(5, 4, "ya8"),
+        model=SMALLEST,
+        codings=("RAW",),
+        frames={"constant": {"Y": 16, "A": 0}},
+    ),
+    "no-frames": Case(VideoFormat(5, 4, "gray"), model=SMALLEST, codings=(), frames={"count": 0}),
+}
+
+
+def pack(
+    path: Path,
+    video: VideoFormat,
+    frames: Iterable[Frame],
+    model: str | Path,
+    settings: dict[str, int] | None = None,
+    **options: Any,
+) -> Path:
+    """Write an archive of frames."""
+    options = {"embed_model": "always", "jobs": 1, **options}
+    with ExitStack() as stack:
+        for name, value in (settings or {}).items():
+            stack.enter_context(mock.patch.object(chunks, name, value))
+        writer = stack.enter_context(flowarchive.create(path, video, model=str(model), **options))
+        for frame in frames:
+            writer.append(frame)
+    return path
+
+
+def pack_case(case: Case, model: str | Path, path: Path) -> Path:
+    """Write the archive of a case, and check that its chunks have the codings named."""
+    pack(path, case.video, case.make_frames(), model, case.settings, **case.options)
+    with flowarchive.open(path, jobs=1) as archive:
+        found = [archive.chunk(i).coding for i in range(len(archive.container.index))]
+    assert tuple(Coding(coding).name for coding in found) == case.codings
+    return path
