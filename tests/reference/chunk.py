@@ -1,0 +1,114 @@
+"""Section "CHUNK": the fields of one chunk."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from reference.refusal import demand
+
+MAX_FRAMES = 65536
+MODEL, ZSTD, RAW = 0, 1, 2
+NONE, ALL, SOME, EVEN = 0, 1, 2, 3
+
+
+@dataclass
+class Chunk:
+    """The fields of one chunk; a constant that is None belongs to a plane in `payload`."""
+
+    frame_count: int
+    coding: int
+    bits: int
+    lanes: int
+    constants: list[int | None]
+    pts: list[int | None]
+    digest: bytes
+    digests: list[bytes]
+    payload: bytes
+
+
+class Cursor:
+    """Takes bytes from the front of a payload."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.position = 0
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes."""
+        demand(self.position + size <= len(self.data), "the chunk ends early", "Truncated")
+        self.position += size
+        return self.data[self.position - size : self.position]
+
+    def varint(self) -> int:
+        """The next varint."""
+        value = 0
+        for i in range(10):
+            (byte,) = self.take(1)
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                demand(byte > 0 or i == 0, "a varint that is too long")
+                return value
+        demand(False, "a varint of more than 10 bytes")
+        raise AssertionError
+
+
+def read_chunk(payload: bytes) -> Chunk:
+    """Read and check the fields of one chunk."""
+    cursor = Cursor(payload)
+    frame_count, coding, bits, lanes, size = struct.unpack("<IBBHI", cursor.take(12))
+    plane_count, mask, pts_kind, digest_size = cursor.take(4)
+    demand(frame_count >= 1, "frame_count")
+    demand(frame_count <= MAX_FRAMES, "frame_count", "LimitExceeded")
+    demand(coding in (MODEL, ZSTD, RAW), "coding")
+    demand(8 <= bits <= 16, "bits")
+    if coding == MODEL:
+        demand(lanes in [2**i for i in range(11)], "lanes")
+    else:
+        demand(lanes == 0, "lanes")
+    demand(1 <= plane_count <= 8, "plane_count")
+    demand(mask < 2**plane_count, "constant_mask")
+    demand(pts_kind in (NONE, ALL, SOME, EVEN), "pts_kind")
+    demand(digest_size <= 16, "digest_size")
+    constants: list[int | None] = [None] * plane_count
+    for plane in range(plane_count):
+        if mask >> plane & 1:
+            (value,) = struct.unpack("<H", cursor.take(2))
+            demand(value < 2**bits, "constants")
+            constants[plane] = value
+    pts = read_pts(cursor, frame_count, pts_kind)
+    digest = cursor.take(16)
+    digests = [cursor.take(digest_size) for _ in range(frame_count)]
+    data = cursor.take(size)
+    demand(cursor.position == len(payload), "bytes after the chunk")
+    return Chunk(frame_count, coding, bits, lanes, constants, pts, digest, digests, data)
+
+
+def read_pts(cursor: Cursor, frame_count: int, pts_kind: int) -> list[int | None]:
+    """Section "pts"."""
+    has = [pts_kind != NONE] * frame_count
+    if pts_kind == SOME:
+        mask = int.from_bytes(cursor.take(-(-frame_count // 8)), "little")
+        demand(0 < mask < 2**frame_count - 1, "pts_mask")
+        has = [bool(mask >> f & 1) for f in range(frame_count)]
+    count = sum(has)
+    if pts_kind == EVEN:
+        demand(count >= 3, "EVEN with fewer than three frames")
+        numbers = [cursor.varint(), cursor.varint()] + [0] * (count - 2)
+    else:
+        numbers = [cursor.varint() for _ in range(count)]
+    if pts_kind == ALL:
+        demand(count < 3 or any(numbers[2:]), "ALL where EVEN could be")
+    times: list[int] = []
+    step = 0
+    for i, number in enumerate(numbers):
+        signed = number // 2 if number % 2 == 0 else -(number // 2) - 1
+        # p(0), then the first difference, then differences of differences.
+        if i == 0:
+            times.append(signed)
+        else:
+            step = signed if i == 1 else step + signed
+            times.append(times[-1] + step)
+        demand(-(2**63) < times[-1] < 2**63, "a timestamp out of range")
+    rest = iter(times)
+    return [next(rest) if present else None for present in has]

@@ -1,0 +1,84 @@
+"""Section "Message": the decoder's half of the stack of bits."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+from reference.refusal import demand
+
+
+class EntropyModel(Protocol):
+    """Tells to which symbol a slot belongs."""
+
+    precision: int
+
+    def find(self, slot: int) -> tuple[int, int, int]:
+        """The (symbol, start, freq) with start <= slot < start + freq."""
+        ...
+
+
+class Message:
+    """`lanes` heads over one tail of words.
+
+    Attributes:
+        head: One integer for each lane, in [2**31, 2**63).
+        tail: The words, the top of the stack last.
+    """
+
+    def __init__(self, data: bytes, lanes: int) -> None:
+        size, rest = divmod(len(data) - 8 * lanes, 4)
+        demand(size >= 0 and rest == 0, "a message of this length", "CodingError")
+        self.head = list(struct.unpack_from(f"<{lanes}Q", data))
+        self.tail = list(struct.unpack_from(f"<{size}I", data, 8 * lanes))
+        demand(all(2**31 <= h < 2**63 for h in self.head), "a head out of range", "CodingError")
+
+    def is_empty(self) -> bool:
+        """Whether everything has been taken out."""
+        return not self.tail and all(h == 2**31 for h in self.head)
+
+    def pop_array(self, models: Sequence[EntropyModel]) -> list[int]:
+        """Section "Order": pop one symbol under each model."""
+        symbols = [0] * len(models)
+        lanes = len(self.head)
+        for row in range(0, len(models), lanes):
+            for lane in reversed(range(min(lanes, len(models) - row))):
+                symbols[row + lane] = self._pop(lane, models[row + lane])
+        return symbols
+
+    def pop_uniform_array(self, ranges: Sequence[int]) -> list[int]:
+        """Sections "Order" and "Uniform values": pop one value in [0, R) for each R."""
+        values = [0] * len(ranges)
+        lanes = len(self.head)
+        for row in range(0, len(ranges), lanes):
+            for lane in reversed(range(min(lanes, len(ranges) - row))):
+                values[row + lane] = self._pop_uniform(lane, ranges[row + lane])
+        return values
+
+    def _pop(self, lane: int, model: EntropyModel) -> int:
+        """Section "Intervals"."""
+        h = self.head[lane]
+        slot = h % 2**model.precision
+        symbol, start, freq = model.find(slot)
+        self.head[lane] = freq * (h // 2**model.precision) + slot - start
+        self._refill(lane)
+        return symbol
+
+    def _pop_uniform(self, lane: int, size: int) -> int:
+        """Section "Uniform values"."""
+        if size > 2**31:
+            high = self._pop_uniform(lane, (size + 1) // 2)
+            return 2 * high + self._pop_uniform(lane, 1 if 2 * high + 1 == size else 2)
+        h = self.head[lane]
+        if h >= 2**31 // size * size * 2**32:
+            self.tail.append(h % 2**32)
+            h //= 2**32
+        self.head[lane] = h // size
+        self._refill(lane)
+        return h % size
+
+    def _refill(self, lane: int) -> None:
+        if self.head[lane] < 2**31:
+            demand(bool(self.tail), "a word is needed and none is left", "MessageExhausted")
+            self.head[lane] = self.head[lane] * 2**32 + self.tail.pop()

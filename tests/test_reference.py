@@ -1,0 +1,120 @@
+"""The decoder of tests/reference, which knows docs/format.md alone, agrees with the package."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+from make_golden import ACCEPT, GOLDEN, REJECT, sample_hashes
+from reference.container import crc32c, read_container
+from reference.decode import decode
+from reference.layouts import LAYOUTS, plane_shapes
+from reference.message import Message
+from reference.mixture import LogisticMixture
+from reference.refusal import Refused
+from test_format import FORMAT_MD, example
+
+from flowarchive.frames import PIXEL_LAYOUTS, VideoFormat
+
+REFERENCE = Path(__file__).parent / "reference"
+LIBRARY = {"hashlib", "json", "math", "re", "struct"}
+TYPING = {"__future__", "collections.abc", "dataclasses", "decimal", "typing"}
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCE.glob("*.py")), ids=lambda p: p.stem)
+def test_the_reference_imports_nothing_of_ours(path):
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert {n for n in imported if not n.startswith("reference.")} <= {
+        *LIBRARY, *TYPING, "zstandard"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCEPT)
+def test_golden_archive(name):
+    path = GOLDEN / "accept" / f"{name}.flow"
+    _, frames = decode(path.read_bytes())
+    facts = [{"pts": pts, "sha256": sample_hashes(planes)} for pts, planes in frames]
+    assert facts == json.loads(path.with_suffix(".json").read_text())["frames"]
+
+
+@pytest.mark.parametrize("name", REJECT)
+def test_damaged_golden_archive(name):
+    with pytest.raises(Refused) as caught:
+        decode((GOLDEN / "reject" / f"{name}.flow").read_bytes())
+    assert caught.value.error == name.split("-")[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["yuv420p-19x13", "yuv420p-relu", "yuv422p10le-permuted", "rgb24", "gray16le-of-12-bits",
+     "bgr0-constant", "yuv444p-lanes", "stored"],
+)  # fmt: skip
+def test_archive_that_was_just_packed(name, tmp_path):
+    case = tiny.CASES[name]
+    model = tiny.write_model(tmp_path / "new.safetensors", seed=1000, **case.model)
+    archive = tiny.pack_case(case, model, tmp_path / "new.flow")
+    _, frames = decode(archive.read_bytes())
+    expected = [(f.pts, [plane.tolist() for plane in f.planes]) for f in case.make_frames()]
+    assert frames == expected
+
+
+def test_archive_without_its_model(tmp_path):
+    case = tiny.CASES["gray"]
+    model = tiny.write_model(tmp_path / "new.safetensors", **case.model)
+    archive = tiny.pack(
+        tmp_path / "new.flow", case.video, case.make_frames(), model, embed_model="never"
+    ).read_bytes()
+    with pytest.raises(Refused, match="ModelNotFound"):
+        decode(archive)
+    with pytest.raises(Refused, match="FingerprintMismatch"):
+        decode(archive, lambda sha256: b"another model")
+    asked = []
+    _, frames = decode(archive, lambda sha256: asked.append(sha256) or model.read_bytes())
+    assert asked == [hashlib.sha256(model.read_bytes()).hexdigest()]
+    assert frames[0] == (0, [case.make_frames()[0].planes[0].tolist()])
+
+
+def test_the_example_of_the_document():
+    _, frames = decode(example())
+    assert frames == [(0, [[[0, 1, 2, 3], [4, 5, 6, 7]]]), (1, [[[4, 5, 6, 7], [0, 1, 2, 3]]])]
+    assert read_container(example()).model is None
+    assert crc32c(b"123456789") == 0xE3069283
+
+
+def test_the_worked_message_of_the_document():
+    section = FORMAT_MD.read_text().split("\n### Worked example\n")[1].split("\n## ")[0]
+    data = bytes.fromhex(section.split("```")[1])
+    mixture = LogisticMixture(-40, 39, 20, [300], [40])
+    rows = re.findall(r"^\| (-?\d+) \| (\d+) \| (\d+) \|", section, re.M)
+    expected = [tuple(map(int, row)) for row in rows]
+    assert [mixture.find(start) for _, start, _ in expected] == expected
+    message = Message(data, 2)
+    assert message.pop_uniform_array([7, 2**32 - 1]) == [5, 123456789]
+    assert message.pop_array([mixture] * 6) == [z for z, _, _ in expected]
+    assert message.is_empty()
+
+
+def test_pixel_formats_are_those_of_the_document_and_of_the_package():
+    section = FORMAT_MD.read_text().split("\n### `PIXEL_LAYOUTS`\n")[1].split("\n## ")[0]
+    written = {}
+    for row in re.findall(r"^\| ([A-Z]+) \| (\d) \| (\d) \| (\d+) \| (.*) \|$", section, re.M):
+        letters, log2_w, log2_h, depth, names = row
+        for name in re.findall("`(.*?)`", names):
+            written[name] = (letters, int(depth), int(log2_w), int(log2_h))
+    assert written == LAYOUTS
+    ours = PIXEL_LAYOUTS.items()
+    assert written == {
+        name: (p.components, p.bit_depth, p.log2_chroma_w, p.log2_chroma_h) for name, p in ours
+    }
+    for name in LAYOUTS:
+        assert tuple(plane_shapes(name, 7, 5)) == VideoFormat(7, 5, name).plane_shapes
