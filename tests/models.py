@@ -6,10 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from flowarchive import exact
+from flowarchive.frames import Frame, VideoFormat
 from flowarchive.models import IdfModel
 from flowarchive.store import save_model
 
@@ -24,6 +26,8 @@ RUNGS: dict[str, dict[str, bool]] = {
     "idf++": {"rezero": True, "inverse_permutation": True, "group_norm": True},
 }
 """The rungs of the paper's ladder that change the network."""
+
+SCALE_SHIFT = 9  # indices of the table of scales: 8 are an octave
 
 
 def make_config(**fields: Any) -> dict[str, Any]:
@@ -50,8 +54,8 @@ def scramble(network: nn.Module, seed: int = 0, strength: float = 1.0) -> nn.Mod
                 module.weight.copy_(uniform(module.weight, -1.5, 1.5))
                 module.bias.copy_(uniform(module.bias, -1, 1))
             elif isinstance(module, exact.Twin) and not isinstance(module, exact.Swish):
-                module.mean.copy_(uniform(module.mean, -50, 50))
-                module.log_scale.copy_(uniform(module.log_scale, 2, 6))
+                module.mean.copy_(uniform(module.mean, -10, 10))
+                module.log_scale.copy_(uniform(module.log_scale, 2, 4))
                 module.logit.copy_(uniform(module.logit, -2, 2))
     return network
 
@@ -60,6 +64,16 @@ def make_twin(seed: int = 0, **fields: Any) -> IdfModel:
     """A random model of training twins in fake mode."""
     model = IdfModel(make_config(**fields))
     scramble(model, seed)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if not isinstance(module, exact.Conv2d) or ".layers." in name:
+                continue
+            # Heads speak softly, and of widths like those of `noisy_frames`.
+            rezero = 1 if module.scale is None else module.scale
+            module.weight.mul_(0.15 / rezero)
+            module.bias.mul_(0.15 / rezero)
+            if name.endswith("linear.scale"):
+                module.bias.add_(SCALE_SHIFT / exact.UNIT / rezero)
     exact.set_fake(model, fake=True)
     return model.eval()
 
@@ -75,3 +89,18 @@ def write_model(path: Path, seed: int = 0, **fields: Any) -> Path:
     """A random frozen model as a file."""
     save_model(path, "idf", make_config(**fields), make_model(seed, **fields))
     return path
+
+
+def noisy_frames(video_format: VideoFormat, count: int, seed: int = 0) -> list[Frame]:
+    """Frames of noise around the middle, which the models here take for less than zstd does."""
+    random, top = np.random.default_rng(seed), (1 << video_format.layout.bit_depth) - 1
+    return [
+        Frame(
+            tuple(
+                random.normal(top / 2, top / 16, shape).clip(0, top).astype(video_format.dtype)
+                for shape in video_format.plane_shapes
+            ),
+            pts,
+        )
+        for pts in range(count)
+    ]

@@ -3,65 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
-from decimal import Decimal, getcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from integers import ints, plain_conv, plain_norm, plain_swish
 from models import RUNGS, make_twin, scramble
 from torch import Tensor, nn
 
 from flowarchive import exact
 from flowarchive.errors import ModelError, NotReproducible
-
-Array = np.ndarray
-
-
-def ints(x: Tensor) -> Array:
-    """The integers of a tensor, having made sure that they are."""
-    array = x.detach().numpy().astype(np.int64)
-    assert np.array_equal(array, x.detach().numpy())
-    return array
-
-
-def plain_conv(layer: exact.IntConv2d, x: Array) -> Array:
-    """docs/format.md, "Convolution", in 64-bit integers."""
-    weight, bias = ints(layer.weight), ints(layer.bias)
-    outputs, inputs, k, _ = weight.shape
-    padded = np.pad(x, ((0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2)))
-    height, width = x.shape[2:]
-    result = np.empty((x.shape[0], outputs, height, width), dtype=np.int64)
-    for o in range(outputs):
-        first = o // (outputs // layer.groups) * inputs
-        total = np.full((x.shape[0], height, width), bias[o])
-        for r in range(k):
-            for c in range(k):
-                seen = padded[:, first : first + inputs, r : r + height, c : c + width]
-                total += np.einsum("i,bihw->bhw", weight[o, :, r, c], seen)
-        shift = int(layer.shift[o])
-        # floor(total / 2**shift + 1/2) = floor((2 * total + 2**shift) / 2**(shift + 1))
-        if shift >= 0:
-            result[:, o] = (2 * total + (1 << shift)) >> (shift + 1)
-        else:
-            result[:, o] = total << -shift
-    return result.clip(*layer.limits)
-
-
-def plain_norm(layer: exact.IntGroupNorm, x: Array) -> Array:
-    """docs/format.md, "Normalization", in Python integers."""
-    result = np.empty_like(x)
-    for b, c in np.ndindex(x.shape[:2]):
-        size = x.shape[1] // layer.groups
-        group = x[b, c // size * size : (c // size + 1) * size]
-        n, s, q = group.size, int(group.sum()), int((group * group).sum())
-        root = math.isqrt((n * q - s * s + n * n) * 2**32)
-        factor = int(layer.gain[c]) * n * 2**28 // root
-        offset = int(layer.offset[c]) * 2**12 - s * factor // n
-        for i, j in np.ndindex(x.shape[2:]):
-            result[b, c, i, j] = (2 * (int(x[b, c, i, j]) * factor + offset) + 2**20) // 2**21
-    return result.clip(-128, 127)
 
 
 def activations(*shape: int, seed: int = 0, low: int = -128, high: int = 127) -> Tensor:
@@ -245,12 +197,8 @@ def test_normalization_is_exact_at_the_ends_of_its_range():
 
 
 def test_swish_is_the_rounded_function_on_every_activation():
-    getcontext().prec = 60
     every = torch.arange(-128, 128).float().reshape(1, 4, 8, 8)
-    expected = [
-        math.floor(Decimal(i) / (1 + (-Decimal(i) / 32).exp()) + Decimal(1) / 2)
-        for i in range(-128, 128)
-    ]
+    expected = plain_swish(np.arange(-128, 128)).tolist()
     twin = exact.Swish()
     twin.fake = True
     assert ints(twin(every)).reshape(-1).tolist() == expected
