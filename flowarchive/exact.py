@@ -46,7 +46,7 @@ NORM_INPUT_MAX = 2047
 MAX_WEIGHT = 127
 WIDE_WEIGHT = 16383  # two int8 digits on a device without float32 convolutions
 MAX_WEIGHT_SHIFT = 14
-MAX_SHIFT = 32  # magnitude of a convolution's shift: powers of two far inside float32
+MIN_SHIFT, MAX_SHIFT = -32, 24  # of a convolution; at 25, float32 could no longer add the half
 MAX_GAIN = 1 << 24  # of a normalization, magnitude: its products stay below 2**53
 NORM_FRACTION = 8  # fractional bits of the normalization's gain and offset
 NORM_SHIFT = 20  # fractional bits of the fused multiplier
@@ -258,7 +258,7 @@ class IntConv2d(Frozen):
     Buffers:
         weight: int8 (int16 where wide) [O, I/groups, k, k].
         bias: int32 [O], on the accumulator's grid.
-        shift: int8 [O], within +-MAX_SHIFT; a negative one shifts left.
+        shift: int8 [O], MIN_SHIFT..MAX_SHIFT; a negative one shifts left.
     """
 
     weight: Tensor
@@ -278,7 +278,7 @@ class IntConv2d(Frozen):
     def check(self) -> None:
         """Prove exactness for activations as inputs and prepare the float32 operands."""
         check_bound(self.weight, self.bias, -ACTIVATION_MIN)
-        _check_range("a convolution's shift", self.shift, MAX_SHIFT)
+        _check_range("a convolution's shift", self.shift, MIN_SHIFT, MAX_SHIFT)
         factor = np.ldexp(np.float32(1), -self.shift.numpy().astype(np.int32))
         self._operands = self.weight.to(torch.float32), self.bias.to(torch.float32), factor
 
@@ -361,8 +361,8 @@ class IntGroupNorm(Frozen):
 
     def check(self) -> None:
         """Prove that the products of `forward` are exact in float64."""
-        _check_range("a normalization's gain", self.gain, MAX_GAIN)
-        _check_range("a normalization's offset", self.offset, MAX_GAIN)
+        _check_range("a normalization's gain", self.gain, -MAX_GAIN, MAX_GAIN)
+        _check_range("a normalization's offset", self.offset, -MAX_GAIN, MAX_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [B, C, H, W] from the pre-normalization grid to activations."""
@@ -498,10 +498,9 @@ def check(model: nn.Module) -> None:
             module.check()
 
 
-def _check_range(name: str, values: Tensor, limit: int) -> None:
-    wide = values.to(torch.int64)
-    if int(wide.abs().max()) > limit:
-        raise ModelError(f"{name} is outside +-{limit}")
+def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
+    if int(values.min()) < low or int(values.max()) > high:
+        raise ModelError(f"{name} is outside {low}..{high}")
 
 
 def _rows(x: Tensor) -> np.ndarray:

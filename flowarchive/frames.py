@@ -9,8 +9,10 @@ Packing and unpacking of pixel formats belongs to `media`; colour transforms to 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -22,7 +24,14 @@ from flowarchive.errors import UnsupportedFormat
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
 MAX_SIDE = 1 << 16
-_SIDES = ("width", "height")
+_NUMBERS = (
+    "width",
+    "height",
+    "color_range",
+    "color_primaries",
+    "color_trc",
+    "colorspace",
+)
 
 
 @dataclass(frozen=True)
@@ -124,8 +133,11 @@ class VideoFormat:
             raise UnsupportedFormat(f"pixel format {self.pix_fmt!r} is not supported")
         if not (0 < self.width <= MAX_SIDE and 0 < self.height <= MAX_SIDE):
             raise UnsupportedFormat(f"frame size {self.width}x{self.height} is not supported")
-        if self.time_base <= 0:
-            raise UnsupportedFormat(f"time base {self.time_base} is not positive")
+        for ratio in (self.time_base, self.rate, self.sample_aspect_ratio):
+            if ratio is not None and ratio <= 0:
+                raise UnsupportedFormat(f"a time base, rate or aspect ratio of {ratio}")
+        if not 0 <= self.color_range <= 2:
+            raise UnsupportedFormat(f"color range {self.color_range} is not known")
 
     @property
     def layout(self) -> PixelLayout:
@@ -169,17 +181,27 @@ class VideoFormat:
         Raises:
             UnsupportedFormat: A field is missing, unknown, or out of range.
         """
-        try:
-            values: dict[str, Any] = {
-                key: Fraction(*value) if isinstance(value, list) else value
-                for key, value in fields.items()
-            }
-            numbers = [v for k, v in values.items() if k.startswith("color") or k in _SIDES]
-            if not all(type(v) is int and v >= 0 for v in numbers):
-                raise ValueError("a size or a color number is no natural number")
-            return cls(**values)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise UnsupportedFormat(f"the video format is malformed: {error}") from error
+        if fields.keys() != {field.name for field in dataclass_fields(cls)}:
+            raise UnsupportedFormat("the video format does not have the documented fields")
+        values = dict(fields)
+        for name in ("time_base", "rate", "sample_aspect_ratio"):
+            if values[name] is not None or name == "time_base":
+                values[name] = _ratio(values[name])
+        if not all(type(values[name]) is int and values[name] >= 0 for name in _NUMBERS):
+            raise UnsupportedFormat("a size or a color number of the format is no natural number")
+        if not isinstance(values["pix_fmt"], str):
+            raise UnsupportedFormat("the pixel format is no string")
+        return cls(**values)
+
+
+def _ratio(value: object) -> Fraction:
+    """Read [numerator, denominator], positive and in lowest terms."""
+    if not (isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value)):
+        raise UnsupportedFormat(f"{value!r} is no ratio")
+    numerator, denominator = value
+    if numerator < 1 or denominator < 1 or math.gcd(numerator, denominator) > 1:
+        raise UnsupportedFormat(f"{numerator}/{denominator} is no ratio in lowest terms")
+    return Fraction(numerator, denominator)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowarchive.errors import FormatError
 from flowarchive.frames import Plane
 
 Int32 = NDArray[np.int32]
@@ -70,7 +71,11 @@ def split(planes: Sequence[Plane], letters: str, bits: int) -> Components:
 def merge(
     components: Components, letters: str, bits: int, dtype: np.dtype[Any]
 ) -> tuple[Plane, ...]:
-    """Undo `split`, into planes of `dtype`."""
+    """Undo `split`, into planes of `dtype`.
+
+    Raises:
+        FormatError: A sample is outside 0..2**bits - 1: the components are not from `split`.
+    """
     center = 1 << (bits - 1)
     extra = [plane + center for plane in components.extra]
     wide = [components.luma + center]
@@ -79,6 +84,9 @@ def merge(
             wide = list(_ycocg_inverse(wide[0], *components.chroma))
         else:
             wide += [plane + center for plane in components.chroma]
+    for plane in (*wide, *extra):
+        if int(plane.min()) < 0 or int(plane.max()) >> bits:
+            raise FormatError(f"a decoded sample does not fit {bits} bits")
     return tuple(plane.astype(dtype) for plane in (*wide, *extra))
 
 

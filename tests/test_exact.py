@@ -81,7 +81,7 @@ def test_convolutions_of_the_tests_reach_every_case():
     assert seen == {"low", "high", "inside"}
 
 
-@pytest.mark.parametrize("shift", [-16, -1, 0, 1, 7, 24, 32])
+@pytest.mark.parametrize("shift", [-32, -16, -1, 0, 1, 7, 24])
 @pytest.mark.parametrize("largest", [(1 << 24) - 1, 12345])
 def test_sums_up_to_the_limit_come_out_right_at_any_shift(shift, largest):
     # One input that is 1 makes the sum the bias plus a small weight.
@@ -125,7 +125,7 @@ def test_a_frozen_layer_that_breaks_its_bound_refuses_to_work():
         unproved(activations(1, 5, 2, 2))
 
 
-@pytest.mark.parametrize("shift", [-33, 33, 127, -128])
+@pytest.mark.parametrize("shift", [-33, 25, 127, -128])
 def test_shifts_out_of_range_are_refused(shift):
     layer = make_conv("1x1").freeze()
     layer.shift[3] = shift

@@ -112,8 +112,13 @@ def encode_chunk(
     return chunk, ideal
 
 
-def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder) -> list[Frame]:
+def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder | None) -> list[Frame]:
     """Undo `encode_chunk` and check every frame against its hash.
+
+    Args:
+        chunk: What `encode_chunk` gave.
+        video_format: Of the frames.
+        model: Not needed for a chunk that is stored.
 
     Raises:
         ChecksumMismatch: A frame is not the one that was packed.
@@ -123,8 +128,8 @@ def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder) -> 
     if len(chunk.constants) != len(video_format.plane_shapes):
         raise FormatError("a chunk has another number of planes than the archive")
     _check_size(video_format, chunk.frame_count)
-    if any(v is not None and v > np.iinfo(video_format.dtype).max for v in chunk.constants):
-        raise FormatError("a constant of a chunk does not fit a sample")
+    if chunk.bits > max(video_format.layout.bit_depth, planes.MIN_BITS):
+        raise FormatError(f"a chunk has samples of {chunk.bits} bits")
     letters = _coded_letters(video_format, chunk.constants)
     shapes = [
         shape
@@ -132,6 +137,7 @@ def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder) -> 
         if value is None
     ]
     if chunk.coding == Coding.MODEL:
+        assert model is not None
         moving = _pop_frames(chunk, shapes, letters, video_format.dtype, model)
     else:
         moving = _stored_frames(chunk, shapes, video_format.dtype)
@@ -187,6 +193,8 @@ def _stored_frames(
         group = []
         for h, w in shapes:
             plane = np.frombuffer(data, little, h * w, offset).reshape(h, w)
+            if int(plane.max()) >> chunk.bits:
+                raise FormatError("a stored sample is larger than its chunk says")
             group.append(plane.astype(dtype))
             offset += plane.nbytes
         moving.append(tuple(group))

@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any, overload
 from flowarchive import container
 from flowarchive.archive.chunks import decode_chunk
 from flowarchive.archive.parallel import ordered_map, worker_count
-from flowarchive.chunk import Chunk
-from flowarchive.errors import FlowArchiveError, FormatError, InputNotFound
+from flowarchive.chunk import Chunk, Coding
+from flowarchive.errors import (
+    FingerprintMismatch,
+    FlowArchiveError,
+    FormatError,
+    InputNotFound,
+)
 from flowarchive.frames import Frame, VideoFormat
 
 if TYPE_CHECKING:
@@ -56,11 +61,9 @@ class Archive(Sequence[Frame]):
             self.container = container.Reader(self._file)
             self.head = self.container.head
             self.format = VideoFormat.from_json(self._field("format", dict))
-            self._model_name = str(self._field("model", dict).get("name"))
-            try:
-                self._fingerprint = bytes.fromhex(self._field("model", dict)["sha256"])
-            except (KeyError, TypeError, ValueError):
-                raise FormatError("HEAD does not name a model") from None
+            self._model_name, self._fingerprint = self._named_model()
+            if self._field("chunk_frames", int) < 1:
+                raise FormatError("HEAD does not hold a proper 'chunk_frames'")
         except BaseException:
             self._file.close()
             raise
@@ -102,6 +105,8 @@ class Archive(Sequence[Frame]):
                 from flowarchive import store  # brings torch in, which an index does without
 
                 record = self.container.model()
+                if record is not None and record[0] != self._fingerprint:
+                    raise FingerprintMismatch("MODEL is not the model that HEAD names")
                 embedded = None if record is None else record[1]
                 self._model = store.find_model(
                     self._fingerprint, embedded, self._model_name, self._model_file
@@ -122,7 +127,9 @@ class Archive(Sequence[Frame]):
             CodingError: The same, found while popping.
         """
         try:
-            return decode_chunk(self.chunk(i), self.format, self.model.network)
+            chunk = self.chunk(i)
+            model = self.model.network if chunk.coding == Coding.MODEL else None
+            return decode_chunk(chunk, self.format, model)
         except FlowArchiveError as error:
             first = self.container.index[i].first_frame
             raise type(error)(f"chunk {i} (from frame {first}): {error}") from error
@@ -143,9 +150,18 @@ class Archive(Sequence[Frame]):
                 self._kept.popitem(last=False)
         return frames
 
+    def _named_model(self) -> tuple[str, bytes]:
+        model = self._field("model", dict)
+        name, digits = model.get("name"), model.get("sha256")
+        if not isinstance(name, str) or not isinstance(digits, str):
+            raise FormatError("HEAD does not name a model")
+        if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+            raise FormatError("HEAD does not hold the model's fingerprint")
+        return name, bytes.fromhex(digits)
+
     def _field(self, name: str, kind: type) -> Any:
         value = self.head.get(name)
-        if not isinstance(value, kind):
+        if type(value) is not kind:
             raise FormatError(f"HEAD does not hold a proper {name!r}")
         return value
 
