@@ -57,7 +57,7 @@ class IdfModel(nn.Module):
         for flow, x, context in self._parts(components):
             plane, mask = _pad(x, flow.config.multiple)
             seen = None if context is None else _see(context, flow.config.multiple, 0)
-            bits += float(flow.bits(plane, seen, mask).sum())
+            bits += flow.bits(plane, seen, mask).sum().item()
             samples += x.size
         return bits, samples
 

@@ -92,6 +92,9 @@ class Crops:
         clips: Where from.
         size: Side of a crop; chroma crops have half of it. Clips that are smaller are left out.
         seed: Of the random numbers.
+
+    Raises:
+        InputError: No clip is large enough, or none has chroma.
     """
 
     def __init__(self, clips: Sequence[Clip], size: int, seed: int) -> None:
@@ -103,6 +106,8 @@ class Crops:
             for clip in clips
             if clip.chroma is not None and min(clip.chroma.shape[2:]) >= size // 2
         ]
+        if not self.luma or not self.chroma:
+            raise InputError(f"no clip is large enough for crops of {size}, or none has chroma")
 
     def draw_luma(self, count: int) -> Tensor:
         """Return luma crops, integers in float32 [count, 1, size, size]."""
