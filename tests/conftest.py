@@ -44,3 +44,22 @@ def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small random model as a file."""
+    from models import write_model  # brings torch in
+
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    return str(write_model(path, seed=1, group_norm=False))
+
+
+@pytest.fixture
+def packaged(model: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of that model as one of the package."""
+    from flowarchive import store
+
+    data = Path(model).read_bytes()
+    monkeypatch.setattr(store, "_packaged", lambda: {"house": data})
+    return "house"
