@@ -25,8 +25,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from decimal import Decimal, localcontext
 from functools import cache
 
@@ -475,20 +474,14 @@ def _replace(model: nn.Module, by: Callable[[Twin], Frozen]) -> nn.Module:
     return model
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads for one operation; results do not depend on it."""
-    before = torch.get_num_threads()
-    use_threads(count)
-    try:
-        yield
-    finally:
-        use_threads(before)
+def use_one_thread() -> None:
+    """Let torch compute with one thread in the calling thread; results do not depend on it."""
+    torch.set_num_threads(1)
 
 
-def use_threads(count: int) -> None:
-    """Let torch use `count` threads for what the calling thread computes from now on."""
-    torch.set_num_threads(count)
+def forget_other_threads() -> None:
+    """Make the calling thread's number of torch threads the one that new threads begin with."""
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def check(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from flowarchive import exact
+from flowarchive import exact, files
 from flowarchive.errors import FingerprintMismatch, ModelError, ModelNotFound, NotReproducible
 from flowarchive.models import MODELS, IdfModel
 
@@ -56,6 +56,7 @@ def save_model(path: Path, kind: str, config: dict[str, Any], network: nn.Module
 
     Raises:
         ModelError: The model is too large.
+        InputError: The file cannot be written.
     """
     assert isinstance(network, IdfModel)
     metadata = {
@@ -67,7 +68,8 @@ def save_model(path: Path, kind: str, config: dict[str, Any], network: nn.Module
     data = _in_order(save(tensors, metadata))
     if len(data) > MAX_MODEL_BYTES:
         raise ModelError(f"the model takes {len(data)} bytes, more than {MAX_MODEL_BYTES}")
-    path.write_bytes(data)
+    with files.atomic_output(path, force=True) as file:
+        file.write(data)
 
 
 def load_model(name: str) -> StoredModel:

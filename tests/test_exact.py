@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -301,16 +302,19 @@ def test_freezing_saving_and_loading_keeps_every_integer():
         assert torch.equal(a.scale, b.scale)
 
 
-def test_threads_are_given_back():
+def test_a_worker_with_one_thread_leaves_others_theirs():
     before = torch.get_num_threads()
-    seen = []
+    exact_counts, later_counts = [], []
 
-    def fail() -> None:
-        with exact.threads(before + 1):
-            seen.append(torch.get_num_threads())
-            raise KeyError
+    def work() -> None:
+        exact.use_one_thread()
+        exact_counts.append(torch.get_num_threads())
 
-    with pytest.raises(KeyError):
-        fail()
-    assert seen == [before + 1]
+    for target in (work, lambda: later_counts.append(torch.get_num_threads())):
+        thread = Thread(target=target)
+        thread.start()
+        thread.join()
+        exact.forget_other_threads()
+    assert exact_counts == [1]
     assert torch.get_num_threads() == before
+    assert later_counts == [before]

@@ -42,9 +42,8 @@ class OrderedPool(Generic[T, R]):
 
         self._function, self._jobs = function, jobs
         self._pending: deque[Future[R]] = deque()
-        self._threads = exact.threads(1)
-        self._threads.__enter__()
-        self._executor = ThreadPoolExecutor(jobs, "flowarchive", exact.use_threads, (1,))
+        self._executor = ThreadPoolExecutor(jobs, "flowarchive", exact.use_one_thread)
+        self._forget_workers = exact.forget_other_threads
 
     def submit(self, item: T) -> Iterator[R]:
         """Take an item and yield the results that have to leave to make room for it."""
@@ -61,7 +60,7 @@ class OrderedPool(Generic[T, R]):
         """Drop what has not begun and wait for what has."""
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
-        self._threads.__exit__(None, None, None)
+        self._forget_workers()
 
 
 def ordered_map(function: Callable[[T], R], items: Sequence[T], jobs: int) -> Iterator[R]:

@@ -160,6 +160,8 @@ class ArchiveWriter:
     def _should_embed(self) -> bool:
         from flowarchive import store
 
+        if self.totals.chunks_stored == self.totals.chunks:
+            return False
         # An archive that no installation could open would be worth nothing.
         if not store.is_packaged(self.model.fingerprint):
             return True

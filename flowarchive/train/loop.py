@@ -164,7 +164,7 @@ def train(
                 "step": step,
                 "minutes": round(spent / 60, 1),
                 "fake": fake,
-                "train_bits_per_dim": round(sum(losses) / len(losses), 4),
+                "loss": round(sum(losses) / len(losses), 4),  # luma plus chroma
                 "validation_bits_per_dim": round(validate(average, held_out, fake), 4),
             }
             with (directory / "log.jsonl").open("a") as log:
