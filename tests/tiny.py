@@ -147,6 +147,17 @@ def stripes(video: VideoFormat) -> list[Frame]:
     ]
 
 
+def soft_ramps(video: VideoFormat) -> list[Frame]:
+    """One frame of slopes with a little noise, as a filmed wall has."""
+    rng = np.random.default_rng(8)
+    planes = []
+    for h, w in video.plane_shapes:
+        rows, columns = np.mgrid[:h, :w]
+        plane = 60 + 5 * rows + 3 * columns + rng.normal(0, 2, (h, w))
+        planes.append(plane.round().clip(0, 255).astype(video.dtype))
+    return [Frame(tuple(planes), 0)]
+
+
 NTSC = {"time_base": Fraction(1001, 30000), "rate": Fraction(30000, 1001)}
 # One of each kind that the document tells apart.
 CASES = {
@@ -205,6 +216,12 @@ CASES = {
         model=SMALLEST,
         codings=("RAW",),
         frames={"constant": {"Y": 16, "A": 0}},
+    ),
+    "shipped-idf": Case(
+        VideoFormat(24, 16, "yuv420p"),
+        make=soft_ramps,
+        shipped="idf",
+        options={"embed_model": "never"},
     ),
     "no-frames": Case(VideoFormat(5, 4, "gray"), model=SMALLEST, codings=(), frames={"count": 0}),
 }
