@@ -317,7 +317,9 @@ def test_a_closed_pipe_is_quiet():
 )
 def test_signals_run_the_clean_up(number, line, tmp_path):
     body = """
-import time
+import signal, time
+# A test run in the background has SIGINT ignored, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def verify(*args, **kwargs):
     try:
         print("ready", flush=True)

@@ -208,7 +208,8 @@ def read_model(payload: bytes, head: dict[str, Any]) -> bytes:
         data = read_zstd(data, MAX_MODEL)
         demand(size < len(data), "model_coding 1 that saves nothing")
     demand(len(data) <= MAX_MODEL, "the model is too large", "LimitExceeded")
-    demand(sha256.hex() == head["model"]["sha256"], "another model than HEAD's")
+    named = sha256.hex() == head["model"]["sha256"]
+    demand(named, "another model than HEAD's", "FingerprintMismatch")
     demand(hashlib.sha256(data).digest() == sha256, "the model's sha256", "FingerprintMismatch")
     return data
 
