@@ -311,7 +311,8 @@ def _reported(as_json: bool) -> Iterator[None]:
     """Turn every expected failure inside into one line and its exit code."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever called us
+            sys.stdout.flush()
     except BrokenPipeError:
         # Nobody reads any more: stay quiet, also when the interpreter flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -423,6 +424,8 @@ def _pace(frames: int, seconds: float) -> str:
 
 def _fact_lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
     """Lay out a JSON object as aligned lines; long lists are counted, not printed."""
+    # An archive's HEAD may hold any keys: none of them may speak to the terminal.
+    facts = {_printable(key): value for key, value in facts.items()}
     width = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
         if isinstance(value, dict):

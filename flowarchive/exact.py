@@ -179,9 +179,10 @@ class Conv2d(Twin):
     ) -> None:
         super().__init__()
         spread = 1 / math.sqrt(inputs // groups * kernel * kernel)
-        self.weight = nn.Parameter(
-            torch.empty(outputs, inputs // groups, kernel, kernel).uniform_(-spread, spread)
-        )
+        weight = torch.empty(outputs, inputs // groups, kernel, kernel)
+        if not weight.is_meta:  # where torch would load seconds of machinery to fill nothing
+            weight.uniform_(-spread, spread)
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(outputs))  # in real units
         self.scale = nn.Parameter(torch.zeros(1)) if rezero else None
         gains = [gain] * outputs if isinstance(gain, int) else list(gain)

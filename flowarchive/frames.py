@@ -3,7 +3,7 @@
 A frame is a tuple of *component planes*: one two-dimensional array of samples for each of
 Y, U, V, A or R, G, B, A, X, in that order, uint8 up to 8 bits a sample and uint16 above,
 whatever the packing of the FFmpeg pixel format it came in (`X` is the padding byte of `bgr0`).
-Packing and unpacking of pixel formats belongs to `media`; colour transforms to `planes`.
+Packing and unpacking of pixel formats belongs to `media`; color transforms to `planes`.
 """
 
 from __future__ import annotations

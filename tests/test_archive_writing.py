@@ -400,3 +400,62 @@ def test_a_moved_timestamp_is_found(model, tmp_path):
     other = write_source(tmp_path / "late.mkv", video_format, late)
     with pytest.raises(ChecksumMismatch, match="frame 2"):
         flowarchive.verify(path, source=other)
+
+
+# The input is not the output
+
+
+@pytest.mark.parametrize("link", ["itself", "symlink", "hard link"])
+def test_force_does_not_replace_the_input_by_the_output(link, model, tmp_path):
+    source = tmp_path / "self.npy"
+    np.save(source, np.zeros((2, 6, 5), np.uint8))
+    before, output = source.read_bytes(), source
+    if link != "itself":
+        output = tmp_path / "other.flow"
+        output.symlink_to(source) if link == "symlink" else output.hardlink_to(source)
+    with pytest.raises(OutputExists, match="input itself"):
+        flowarchive.pack(source, output, model=model, force=True)
+    assert source.read_bytes() == before
+
+
+def test_an_archive_is_not_unpacked_over_itself(model, tmp_path):
+    archive = write_archive(tmp_path / "odd.mkv", model, noisy_frames(VIDEO, 2))
+    before = archive.read_bytes()
+    for output in (archive, None):
+        with pytest.raises(OutputExists, match="input itself"):
+            flowarchive.unpack(archive, output, force=True)
+    assert archive.read_bytes() == before
+
+
+def test_an_archive_is_not_packed_into_its_source_folder(model, tmp_path):
+    folder = tmp_path / "images"
+    write_source(folder, VideoFormat(6, 5, "gray"), gray_frames_of(6, 5))
+    with pytest.raises(OutputExists, match="inside"):
+        flowarchive.pack(folder, folder / "images.flow", model=model)
+    assert len(names(folder)) == 2
+
+
+def gray_frames_of(width: int, height: int) -> list[Frame]:
+    return [Frame((np.full((height, width), v, np.uint8),), i) for i, v in enumerate((3, 9))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pix_fmt", "suffix"),
+    [("folder", "yuvj420p", ".mkv"), ("folder", "gray", ""), (".y4m", "yuva420p", ".mkv"),
+     (".npy", "yuv420p", ".mkv"), (".mkv", "ya16le", ".yuv")],
+)  # fmt: skip
+def test_the_default_output_can_hold_the_frames(kind, pix_fmt, suffix, model, tmp_path):
+    video = VideoFormat(8, 6, pix_fmt)
+    options = {"source": {"kind": kind}}
+    archive = write_archive(tmp_path / "a.flow", model, noisy_frames(video, 2), video, **options)
+    assert flowarchive.unpack(archive).output == tmp_path / f"a{suffix}"
+
+
+def test_networks_that_find_no_memory_say_so(model, tmp_path, monkeypatch):
+    def fail(*_: object) -> float:
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr("flowarchive.models.idf.IdfModel.push", fail)
+    with pytest.raises(MemoryError):
+        write_archive(tmp_path / "a.flow", model, noisy_frames(VIDEO, 2))
+    assert names(tmp_path) == []

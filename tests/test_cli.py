@@ -244,6 +244,8 @@ def test_info_prints_nested_facts(fake):
     assert "chunks  2\n" in out
     summary = json.loads(invoke("info", "a.flow", "--json").stdout)
     assert summary["chunks"] == [{"offset": 16}, {"offset": 99}]
+    fake.answer = {"source": {"\x1b[31mred\a": {"\n": "\x1b[0m"}}}
+    assert not set(invoke("info", "a.flow").stdout) & {"\x1b", "\a"}
 
 
 def test_models(fake):

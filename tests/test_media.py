@@ -526,6 +526,17 @@ def test_source_that_changes(tmp_path: Path, name: str) -> None:
             list(frames)
 
 
+def test_an_array_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((50, 300, 200), np.uint8))
+    with open_source(path) as source:
+        frames = iter(source)
+        next(frames)
+        os.truncate(path, 100_000)
+        with pytest.raises(SourceChanged, match=r"a\.npy"):
+            list(frames)
+
+
 def test_closing_early_and_twice(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", "ffv1", noise_pictures(3, 66, 64))
     with VideoSource(path) as source:

@@ -334,3 +334,15 @@ def test_any_aspect_ratio(
     with open_source(path) as source:
         assert source.format.sample_aspect_ratio == ratio
         assert len(list(source)) == 1
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"time_base": Fraction(1, 10**18)}, {"rate": Fraction(2**62 + 1)}, {"color_primaries": 2**62}],
+    ids=str,
+)
+def test_matroska_refuses_numbers_that_ffmpeg_cannot_hold(field, tmp_path):
+    video = VideoFormat(8, 6, "gray", **field)
+    with pytest.raises(UnsupportedFormat, match=r"\.mkv cannot hold"):
+        open_sink(tmp_path / "a.mkv", video)
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from models import TINY, noisy_frames
 import flowarchive
 from flowarchive import exact, media, planes, store
 from flowarchive.ans import Message
-from flowarchive.errors import InputError
+from flowarchive.errors import InputError, OutputExists
 from flowarchive.frames import Frame, VideoFormat
 from flowarchive.models import IdfModel
 from flowarchive.train import Config, TrainConfig, read_config, train, validate
@@ -257,3 +257,38 @@ def test_a_config_file_is_read_with_paths_beside_it(tmp_path):
             read_config(path)
     with pytest.raises(InputError):
         read_config(tmp_path / "none.toml")
+
+
+CONFIG = """
+kind = "idf"
+[model]
+luma = {levels = 2}
+chroma = {levels = 2}
+[training]
+minutes = 1
+crop = 32
+[[clips]]
+path = "clip.mkv"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("idf", "vae"), ("crop = 32", "crop = 50"), ("minutes = 1", 'minutes = "a"'),
+     ("minutes = 1", "minutes = 0"), ('"clip.mkv"', '"clip.mkv"\nevery = 0'),
+     ('"clip.mkv"', '"clip.mkv"\nscale = 0'), ("levels = 2", "levels = 99")],
+)  # fmt: skip
+def test_a_config_out_of_range_is_refused(old, new, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG)
+    assert read_config(path).training.crop == 32
+    path.write_text(CONFIG.replace(old, new, 1))
+    with pytest.raises(InputError, match="is not a training config"):
+        read_config(path)
+
+
+def test_a_run_is_not_overwritten(trained, clip, tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes((trained / "checkpoint.safetensors").read_bytes())
+    with pytest.raises(OutputExists, match="another run"):
+        train(make_config(clip, 1.0), tmp_path)

@@ -7,7 +7,8 @@ model would not make smaller is stored, with zstd or as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from flowarchive.chunk import (
 from flowarchive.errors import ChecksumMismatch, FormatError, LimitExceeded
 from flowarchive.frames import Frame, Plane, VideoFormat
 
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate", "could not create a")
 SAMPLES_PER_LANE = 1 << 15
 MAX_LANES = 64
 CHUNK_BYTES = 2 << 20  # raw bytes of a chunk whose length nobody chose
@@ -86,11 +88,12 @@ def encode_chunk(
     letters = _coded_letters(video_format, constants)
     moving = [[frame.planes[i] for i in coded] for frame in frames]
     bits = max((planes.bits_needed(group) for group in moving), default=planes.MIN_BITS)
-    bits = max(bits, *(value.bit_length() for value in constants if value is not None), bits)
+    bits = max([bits, *(value.bit_length() for value in constants if value is not None)])
     message = Message(_lanes(sum(plane.size for group in moving for plane in group)))
     ideal = 0.0
     for group in reversed(moving) if coded else ():
-        ideal += model.push(message, planes.split(group, letters, bits), bits)
+        with _memory_errors():
+            ideal += model.push(message, planes.split(group, letters, bits), bits)
     coding, payload = Coding.MODEL, message.to_bytes()
     stored = b"".join(_little_endian(plane) for group in moving for plane in group)
     stored_coding, stored_payload = store_planes(stored)
@@ -175,7 +178,8 @@ def _pop_frames(
         if not shapes:
             moving.append(())
             continue
-        components = model.pop(message, shapes, letters, chunk.bits)
+        with _memory_errors():
+            components = model.pop(message, shapes, letters, chunk.bits)
         moving.append(planes.merge(components, letters, chunk.bits, dtype))
     if not message.is_drained:
         raise FormatError("bits are left over when a chunk's frames are out")
@@ -230,3 +234,14 @@ def _check_size(video_format: VideoFormat, frames: int) -> None:
     size = video_format.bytes_per_frame * frames
     if size > MAX_PAYLOAD:
         raise LimitExceeded(f"{frames} frames of {size} bytes together do not fit a chunk")
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn what torch raises where memory runs out into a MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise MemoryError("a frame's networks do not fit into memory") from error
+        raise

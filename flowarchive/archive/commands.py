@@ -15,7 +15,7 @@ import numpy as np
 import flowarchive.archive.reader as reader
 from flowarchive import media
 from flowarchive.archive.writer import ArchiveWriter
-from flowarchive.errors import ChecksumMismatch, InputError
+from flowarchive.errors import ChecksumMismatch, InputError, InputNotFound, OutputExists
 from flowarchive.frames import Frame, VideoFormat
 
 SUFFIX = ".flow"
@@ -111,7 +111,11 @@ def pack(
         ModelError: There is no such model, or it is not exact here.
     """
     started = time.monotonic()
+    if not os.fspath(source):
+        raise InputNotFound("the source has no name")
     path = Path(source)
+    target = _packed_name(path) if output is None else Path(output)
+    _check_apart(path, target)
     with media.open_source(path) as frames:
         description = {
             "kind": "folder" if path.is_dir() else path.suffix.lower(),
@@ -119,7 +123,7 @@ def pack(
             "lossy": frames.lossy,
         }
         with ArchiveWriter(
-            _packed_name(path) if output is None else output,
+            target,
             frames.format,
             model=model,
             chunk_frames=chunk_frames,
@@ -181,6 +185,7 @@ def unpack(
     started = time.monotonic()
     with reader.open(archive, jobs=jobs, model_file=model_file) as frames:
         name = _unpacked_name(frames) if output is None else os.fspath(output)
+        _check_apart(frames.path, Path(name))
         with media.open_sink(name, frames.format, force) as sink:
             for done, frame in enumerate(frames, 1):
                 sink.write(frame)
@@ -278,6 +283,13 @@ def _equal(ours: Frame, theirs: Frame) -> bool:
     return ours.pts == theirs.pts and all(map(np.array_equal, ours.planes, theirs.planes))
 
 
+def _check_apart(source: Path, output: Path) -> None:
+    """Refuse an output that is the input, or lies inside it; `force` must not destroy it."""
+    same = output.exists() and source.exists() and output.samefile(source)
+    if same or (source.is_dir() and source.resolve() in output.resolve().parents):
+        raise OutputExists(f"{output} is the input itself, or inside it")
+
+
 def _packed_name(source: Path) -> Path:
     source = source.resolve() if source.name in ("", "..") else source
     name = source.name if source.is_dir() else source.stem
@@ -287,4 +299,6 @@ def _packed_name(source: Path) -> Path:
 def _unpacked_name(archive: reader.Archive) -> str:
     source = archive.head.get("source")
     kind = source.get("kind") if isinstance(source, dict) else None
-    return str(archive.path.with_suffix("")) + UNPACKED.get(str(kind), ".mkv")
+    suffixes = (UNPACKED.get(str(kind), ".mkv"), ".mkv", ".yuv")
+    suffix = next(s for s in suffixes if media.can_hold(s, archive.format))
+    return str(archive.path.with_suffix("")) + suffix

@@ -256,8 +256,8 @@ class Mixture(exact.Twin):
 
     def __init__(self, channels: int, mixtures: int) -> None:
         super().__init__()
-        spread = torch.linspace(-1, 1, mixtures) if mixtures > 1 else torch.zeros(1)
-        self.mean = nn.Parameter((64 * spread).repeat(channels, 1))
+        means = [128 * k / (mixtures - 1) - 64 if mixtures > 1 else 0.0 for k in range(mixtures)]
+        self.mean = nn.Parameter(torch.tensor([means] * channels))
         self.log_scale = nn.Parameter(torch.full((channels, mixtures), 4.0))
         self.logit = nn.Parameter(torch.zeros(channels, mixtures))
 

@@ -17,7 +17,10 @@ from flowarchive.frames import FrameSink, FrameSource, VideoFormat
 from flowarchive.media.sinks import ArraySink, FolderSink, MatroskaSink, RawSink, Y4mSink
 from flowarchive.media.sources import ArraySource, FolderSource, VideoSource
 
-__all__ = ["open_sink", "open_source"]
+__all__ = ["can_hold", "open_sink", "open_source"]
+
+
+_FILE_SINKS = {".y4m": Y4mSink, ".mkv": MatroskaSink, ".yuv": RawSink, ".npy": ArraySink}
 
 
 def open_source(path: str | os.PathLike[str]) -> FrameSource:
@@ -67,9 +70,13 @@ def open_sink(
     suffix = Path(name).suffix.lower()
     if name.endswith(("/", os.sep)) or not suffix or Path(name).is_dir():
         return FolderSink(path, format, force)
-    kinds = {".y4m": Y4mSink, ".mkv": MatroskaSink, ".yuv": RawSink, ".npy": ArraySink}
-    if suffix not in kinds:
+    if suffix not in _FILE_SINKS:
         raise UnsupportedFormat(
-            f"{name}: frames go to {', '.join(kinds)} or a folder of PNG, not to {suffix}"
+            f"{name}: frames go to {', '.join(_FILE_SINKS)} or a folder of PNG, not to {suffix}"
         )
-    return kinds[suffix](path, format, force)
+    return _FILE_SINKS[suffix](path, format, force)
+
+
+def can_hold(suffix: str, format: VideoFormat) -> bool:
+    """Whether `open_sink` takes a format unchanged; a suffix of `os.sep` is a folder."""
+    return _FILE_SINKS.get(suffix, FolderSink).holds(format)

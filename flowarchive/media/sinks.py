@@ -211,6 +211,10 @@ class ArraySink(_FileSink):
         return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text
 
 
+MAX_RATIO = (1 << 31) - 1  # what FFmpeg's ratios hold
+MAX_COLOR = 255
+
+
 class MatroskaSink(_FileSink):
     """FFV1 version 3 in Matroska, every frame on its own and every slice with a checksum.
 
@@ -230,6 +234,12 @@ class MatroskaSink(_FileSink):
     @classmethod
     def holds(cls, video_format: VideoFormat) -> bool:
         """Whether FFV1 has a format with the same components and depth, and takes the size."""
+        f = video_format
+        ratios = [r for r in (f.time_base, f.rate, f.sample_aspect_ratio) if r is not None]
+        numbers = [n for ratio in ratios for n in (ratio.numerator, ratio.denominator)]
+        colors = (f.color_primaries, f.color_trc, f.colorspace)
+        if max(numbers) > MAX_RATIO or max(colors) > MAX_COLOR:
+            return False
         return _ffv1_options(video_format) is not None
 
     def _start(self, force: bool) -> None:

@@ -319,6 +319,7 @@ class ArraySource(_Source):
         except (ValueError, OSError, EOFError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} is not a readable .npy file: {reason}") from error
+        shape = list(array.shape)
         if array.ndim == 3:
             array = array[..., np.newaxis]
         formats = {
@@ -331,7 +332,7 @@ class ArraySource(_Source):
         kind = (array.dtype.kind, array.dtype.itemsize)
         if array.ndim != 4 or array.shape[-1] not in formats or kind not in (("u", 1), ("u", 2)):
             raise UnsupportedFormat(
-                f"{path} is {array.dtype} {list(array.shape)}: frames are uint8 or uint16 "
+                f"{path} is {array.dtype} {shape}: frames are uint8 or uint16 "
                 "[T, H, W] or [T, H, W, C] with C = 1..4"
             )
         if array.size == 0:
@@ -343,13 +344,30 @@ class ArraySource(_Source):
 
     def __iter__(self) -> Iterator[Frame]:
         dtype = self.format.dtype
-        for number, picture in enumerate(self._array):
+        for number, picture in enumerate(self._pictures()):
             planes: list[Plane] = [
                 np.array(picture[..., c], dtype=dtype, order="C") for c in range(picture.shape[-1])
             ]
             yield Frame(tuple(planes), number)
         if _file_state(self._path) != self._state:
             raise SourceChanged(f"{self._path} was changed while it was read")
+
+    def _pictures(self) -> Iterator[NDArray[Any]]:
+        """Yield each frame's samples [H, W, C], read rather than mapped where they lie together.
+
+        A file that is cut while it is mapped would end the process.
+        """
+        if not isinstance(self._array, np.memmap) or not self._array.flags.c_contiguous:
+            yield from self._array
+            return
+        shape, size = self._array.shape[1:], self._array[0].nbytes
+        with self._path.open("rb") as file:
+            file.seek(self._array.offset)
+            for _ in range(self._array.shape[0]):
+                data = file.read(size)
+                if len(data) < size:
+                    raise SourceChanged(f"{self._path} was changed while it was read")
+                yield np.frombuffer(data, self._array.dtype).reshape(shape)
 
 
 def _is_lossy(context: Any, video_format: VideoFormat) -> bool:

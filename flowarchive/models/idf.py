@@ -51,6 +51,12 @@ class IdfModel(nn.Module):
         chroma_bits = self.chroma.bits(chroma, context).sum() / chroma.numel()
         return luma_bits + chroma_bits
 
+    def check_crop(self, size: int) -> None:
+        """Raise ValueError unless crops of `size`, half of it for chroma, can be squeezed."""
+        luma, chroma = self.luma.config.multiple, self.chroma.config.multiple
+        if size % luma or size % (2 * chroma):
+            raise ValueError(f"crops of {size} are no multiple of {max(luma, 2 * chroma)}")
+
     def frame_bits(self, components: planes.Components) -> tuple[float, int]:
         """Return the training twin's ideal bits of one 8-bit frame, and its samples."""
         bits, samples = 0.0, 0

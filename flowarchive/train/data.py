@@ -35,6 +35,11 @@ class ClipConfig:
     every: int = 1
     limit: int = 1000
 
+    def __post_init__(self) -> None:
+        for name in ("scale", "weight", "every", "limit"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} of {self.path} is {getattr(self, name)!r}")
+
 
 @dataclass(frozen=True)
 class Clip:

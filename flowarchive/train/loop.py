@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowarchive import exact, store
-from flowarchive.errors import InputError
+from flowarchive.errors import InputError, ModelError, OutputExists
 from flowarchive.models import MODELS, IdfModel
 from flowarchive.train.data import Clip, ClipConfig, Crops, load_clip
 
@@ -60,6 +60,11 @@ class TrainConfig:
     log_minutes: float = 5.0
     clip_gradient: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("minutes", "batch", "crop", "learning_rate", "threads", "log_minutes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -95,8 +100,10 @@ def read_config(path: Path, data: Path | None = None) -> Config:
             ]
             for key in ("clips", "validation")
         }
-        return Config(raw["kind"], raw["model"], TrainConfig(**raw["training"]), **clips)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = Config(raw["kind"], raw["model"], TrainConfig(**raw["training"]), **clips)
+        MODELS[config.kind](config.model).check_crop(config.training.crop)
+        return config
+    except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
         raise InputError(f"{path} is not a training config: {error}") from error
 
 
@@ -111,7 +118,7 @@ def train(
     Args:
         config: What and how.
         directory: Receives `checkpoint.safetensors`, `log.jsonl` and `model.safetensors`.
-        resume: Go on from the directory's checkpoint.
+        resume: Go on from the directory's checkpoint; without it the directory must hold none.
         progress: Called with the seconds spent and the seconds there are.
 
     Returns:
@@ -131,6 +138,8 @@ def train(
     optimizer = torch.optim.Adamax(model.parameters(), lr=settings.learning_rate)
     step, spent = 0, 0.0
     checkpoint = directory / CHECKPOINT
+    if checkpoint.exists() and not resume:
+        raise OutputExists(f"{checkpoint} is of another run: resume it, or name another folder")
     if resume:
         step, spent = _load(checkpoint, model, average, optimizer)
     crops = Crops(clips, settings.crop, settings.seed + step)
@@ -165,7 +174,9 @@ def train(
                 "minutes": round(spent / 60, 1),
                 "fake": fake,
                 "loss": round(sum(losses) / len(losses), 4),  # luma plus chroma
-                "validation_bits_per_dim": round(validate(average, held_out, fake), 4),
+                "validation_bits_per_dim": round(validate(average, held_out, fake), 4)
+                if held_out
+                else None,
             }
             with (directory / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
