@@ -134,7 +134,7 @@ class VideoFormat:
         if not (0 < self.width <= MAX_SIDE and 0 < self.height <= MAX_SIDE):
             raise UnsupportedFormat(f"frame size {self.width}x{self.height} is not supported")
         for ratio in (self.time_base, self.rate, self.sample_aspect_ratio):
-            if ratio is not None and ratio <= 0:
+            if ratio is not None and not 0 < ratio.numerator < 1 << 63 > ratio.denominator:
                 raise UnsupportedFormat(f"a time base, rate or aspect ratio of {ratio}")
         if not 0 <= self.color_range <= 2:
             raise UnsupportedFormat(f"color range {self.color_range} is not known")
@@ -221,7 +221,7 @@ class Frame:
         return f"Frame(planes=({shapes}), pts={self.pts})"
 
     def check(self, video_format: VideoFormat) -> None:
-        """Raise UnsupportedFormat unless the planes are what `video_format` says."""
+        """Raise UnsupportedFormat unless the planes and the time are what `video_format` says."""
         shapes = tuple(p.shape for p in self.planes)
         if shapes != video_format.plane_shapes:
             raise UnsupportedFormat(
@@ -229,6 +229,8 @@ class Frame:
             )
         if any(p.dtype != video_format.dtype for p in self.planes):
             raise UnsupportedFormat(f"a frame's samples are not {video_format.dtype}")
+        if self.pts is not None and not (type(self.pts) is int and abs(self.pts) < 1 << 63):
+            raise UnsupportedFormat(f"a timestamp of {self.pts!r}")
         depth = video_format.layout.bit_depth
         if depth % 8 and any(p.size and int(p.max()) >> depth for p in self.planes):
             raise UnsupportedFormat(f"a sample does not fit {depth} bits")

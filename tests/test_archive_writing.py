@@ -459,3 +459,17 @@ def test_networks_that_find_no_memory_say_so(model, tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         write_archive(tmp_path / "a.flow", model, noisy_frames(VIDEO, 2))
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("pts", [1 << 63, -(1 << 63), 1.0, True])
+def test_a_timestamp_that_no_chunk_can_hold_is_refused(pts, model, tmp_path):
+    (frame,) = noisy_frames(VIDEO, 1)
+    with flowarchive.create(tmp_path / "a.flow", VIDEO, model=model) as archive:
+        with pytest.raises(UnsupportedFormat, match="timestamp"):
+            archive.append(Frame(frame.planes, pts))
+        archive.append(frame)
+
+
+def test_a_ratio_that_no_head_can_hold_is_refused():
+    with pytest.raises(UnsupportedFormat, match="time base"):
+        VideoFormat(8, 6, "gray", time_base=Fraction(1, 1 << 63))
