@@ -420,17 +420,15 @@ class IntegerFlow(nn.Module):
             shift: Bits of a sample beyond 8.
         """
         latents = []
-        for level, seen in zip(self.scales, self._contexts(context), strict=True):
+        contexts, masks = self._contexts(context), self._masks(mask)
+        for level, seen, (steps, mask_z) in zip(self.scales, contexts, masks, strict=True):
             x = squeeze(x)
-            mask = None if mask is None else squeeze(mask)
-            for coupling in level.steps:
-                x = coupling(x, seen, mask, shift)
-                mask = coupling.mask_after(mask)
+            for coupling, step in zip(level.steps, steps, strict=True):
+                x = coupling(x, seen, step, shift)
             kept, z = (x, x) if level.top else x.chunk(2, 1)
-            mask_kept, mask_z = (mask, mask) if level.top or mask is None else mask.chunk(2, 1)
             mean, scale, weight = level.distribution(kept, seen, shift)
             latents.append(Latent(z, mean, scale, weight, mask_z))
-            x, mask = kept, mask_kept
+            x = kept
         return latents
 
     def inverse(

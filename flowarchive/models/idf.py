@@ -62,7 +62,7 @@ class IdfModel(nn.Module):
         bits, samples = 0.0, 0
         for flow, x, context in self._parts(components):
             plane, mask = _pad(x, flow.config.multiple)
-            seen = None if context is None else _see(context, flow.config.multiple, 0)
+            seen = _see(context, flow.config.multiple, 0)
             bits += flow.bits(plane, seen, mask).sum().item()
             samples += x.size
         return bits, samples
@@ -90,7 +90,7 @@ class IdfModel(nn.Module):
         for flow, x, context in reversed(self._parts(components)):
             coder, shift = _coder(flow.config, bits), bits - planes.MIN_BITS
             plane, mask = _pad(x, flow.config.multiple)
-            seen = None if context is None else _see(context, flow.config.multiple, shift)
+            seen = _see(context, flow.config.multiple, shift)
             for latent in flow(plane, seen, mask, shift):
                 symbols, parameters = _select(latent.z, latent.mask), _parameters(latent)
                 ideal += coder.bits(symbols, *parameters)
@@ -143,7 +143,7 @@ class IdfModel(nn.Module):
         coder, shift = _coder(flow.config, bits), bits - planes.MIN_BITS
         empty = np.zeros((flow.config.channels, *shape), dtype=np.int32)
         plane, mask = _pad(empty, flow.config.multiple)
-        seen = None if context is None else _see(context, flow.config.multiple, shift)
+        seen = _see(context, flow.config.multiple, shift)
 
         def read(latent: Latent) -> Tensor:
             return _place(coder.pop(message, *_parameters(latent)), latent)
@@ -192,8 +192,10 @@ def _pad(x: Int32, multiple: int) -> tuple[Tensor, Tensor | None]:
     return torch.from_numpy(padded)[None], torch.from_numpy(mask)[None]
 
 
-def _see(context: Int32, multiple: int, shift: int) -> Tensor:
-    """Bring a context plane [h, w] to padded activations [1, 1, H, W]."""
+def _see(context: Int32 | None, multiple: int, shift: int) -> Tensor | None:
+    """Bring a context plane [h, w] to padded activations [1, 1, H, W]; None stays None."""
+    if context is None:
+        return None
     seen = (context + (1 << shift >> 1)) >> shift
     return _pad(np.clip(seen, ACTIVATION_MIN, ACTIVATION_MAX)[None], multiple)[0]
 
