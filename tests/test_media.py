@@ -108,11 +108,13 @@ def test_red_green_blue_as_ffmpeg_names_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLANAR_TWINS)
 def test_packed_yuv_as_ffmpeg_unpacks_it(name: str) -> None:
-    twin = VideoFormat(34, 18, PLANAR_TWINS[name])
+    # Whole blocks of 32 columns: FFmpeg's scaler writes past the end of other rows, and its threads
+    # then race for the first samples of the next slice.
+    twin = VideoFormat(64, 18, PLANAR_TWINS[name])
     frame = make_frames(twin)[0]
     source = picture(frame.planes, twin.pix_fmt).reformat(format=name)
     assert source.format.name == name
-    assert_same_planes([Frame(unpack(source, VideoFormat(34, 18, name)))], [frame])
+    assert_same_planes([Frame(unpack(source, VideoFormat(64, 18, name)))], [frame])
 
 
 @pytest.mark.parametrize("name", [n for n in PIXEL_LAYOUTS if n.endswith("le") and "5" not in n])
