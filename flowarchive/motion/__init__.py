@@ -1,0 +1,35 @@
+"""Motion: the fields of vectors that join a frame to its references.
+
+    Picture, search     the encoder's choice of a field
+    compensate          a plane seen through a field, in quarters of a sample value
+
+This package knows luma blocks, vectors and planes. It must not know networks or files.
+"""
+
+from __future__ import annotations
+
+from flowarchive.motion.compensate import FILTERS, VALUE_BITS, compensate
+from flowarchive.motion.field import (
+    BLOCK,
+    MAX_VECTOR,
+    Field,
+    doubled,
+    field_shape,
+    zero_field,
+)
+from flowarchive.motion.picture import Picture
+from flowarchive.motion.search import search
+
+__all__ = [
+    "BLOCK",
+    "FILTERS",
+    "MAX_VECTOR",
+    "VALUE_BITS",
+    "Field",
+    "Picture",
+    "compensate",
+    "doubled",
+    "field_shape",
+    "search",
+    "zero_field",
+]

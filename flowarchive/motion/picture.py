@@ -1,0 +1,111 @@
+"""A luma plane made ready for the motion search: interpolated once, then only compared.
+
+Encoder only: nothing here decides what a decoder computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowarchive.ans import compiled
+from flowarchive.motion.compensate import FILTERS
+
+MARGIN = 32
+"""Samples by which a picture is continued on each side, its edges repeated."""
+
+UNIT = 16
+"""Side of the largest block that shares a vector; pictures are continued to whole units."""
+
+SEARCH_BITS = 9
+COARSE = 4
+"""Depth that the search looks at, and how much smaller its first look is."""
+
+
+class Picture:
+    """A luma plane, all its quarter positions, and a small copy of it.
+
+    Attributes:
+        shape: (H, W) of the luma plane.
+        phases: int16 [16, h, w]; phases[4 * py + px] is the plane shifted by (py, px) quarters, in
+            quarters of a sample value, MARGIN samples continued on each side.
+        coarse: int16 [h / 4, w / 4]: the means of 4 x 4 samples, in quarters too.
+    """
+
+    shape: tuple[int, int]
+    phases: NDArray[np.int16]
+    coarse: NDArray[np.int16]
+
+    def __init__(self, luma: NDArray[Any], bits: int) -> None:
+        """Interpolate a plane.
+
+        Args:
+            luma: Centered integers [H, W].
+            bits: Their depth, 8..16.
+        """
+        height, width = luma.shape
+        self.shape = (height, width)
+        shifted = luma >> max(bits - SEARCH_BITS, 0)
+        more_y, more_x = -height % UNIT, -width % UNIT
+        padded = np.pad(
+            shifted.astype(np.int16),
+            ((MARGIN, MARGIN + more_y), (MARGIN, MARGIN + more_x)),
+            mode="edge",
+        )
+        h, w = padded.shape
+        self.phases = np.empty((16, h, w), dtype=np.int16)
+        _interpolate(padded, FILTERS[::4].astype(np.int16), self.phases)
+        folded = padded.reshape(h // COARSE, COARSE, w // COARSE, COARSE)
+        self.coarse = (folded.sum(axis=(1, 3), dtype=np.int32) >> 2).astype(np.int16)
+
+
+@compiled
+def _interpolate(
+    plane: NDArray[np.int16], filters: NDArray[np.int16], phases: NDArray[np.int16]
+) -> None:
+    """Fill the sixteen quarter positions; the outermost samples repeat what stands beside them."""
+    height, width = plane.shape
+    row = np.empty((4, height, width), dtype=np.int16)
+    for phase in range(1, 4):
+        a, b, c, d, e, f, g, h = filters[phase]
+        for y in range(height):
+            s = plane[y]
+            t = row[phase, y]
+            for x in range(width - 7):
+                # Two of the six bits of gain are dropped here: 9 + 7 bits would not fit.
+                total = np.int32(
+                    a * s[x] + b * s[x + 1] + c * s[x + 2] + d * s[x + 3]
+                    + e * s[x + 4] + f * s[x + 5] + g * s[x + 6] + h * s[x + 7] + 2
+                )  # fmt: skip
+                t[x + 3] = np.int16(total >> 2)
+            for x in range(3):
+                t[x] = t[3]
+            for x in range(width - 4, width):
+                t[x] = t[width - 5]
+    for y in range(height):
+        for x in range(width):
+            row[0, y, x] = plane[y, x] << 4
+    for phase_x in range(4):
+        source = row[phase_x]
+        for y in range(height):
+            r = phases[phase_x, y]
+            s = source[y]
+            for x in range(width):
+                r[x] = np.int16(np.int32(s[x] + 2) >> 2)
+        for phase_y in range(1, 4):
+            a, b, c, d, e, f, g, h = filters[phase_y]
+            target = phases[4 * phase_y + phase_x]
+            for y in range(height):
+                top = min(max(y - 3, 0), height - 8)
+                r = target[y]
+                for x in range(width):
+                    r[x] = np.int16(
+                        np.int32(
+                            a * source[top, x] + b * source[top + 1, x] + c * source[top + 2, x]
+                            + d * source[top + 3, x] + e * source[top + 4, x]
+                            + f * source[top + 5, x] + g * source[top + 6, x]
+                            + h * source[top + 7, x] + 128
+                        ) >> 8
+                    )  # fmt: skip
