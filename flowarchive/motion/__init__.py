@@ -1,6 +1,8 @@
 """Motion: the fields of vectors that join a frame to its references.
 
     Picture, search     the encoder's choice of a field
+    VectorModel, encode_field, push_field, pop_field
+                        fields on the stack, with probabilities that learn
     compensate          a plane seen through a field, in quarters of a sample value
 
 This package knows luma blocks, vectors and planes. It must not know networks or files.
@@ -19,17 +21,23 @@ from flowarchive.motion.field import (
 )
 from flowarchive.motion.picture import Picture
 from flowarchive.motion.search import search
+from flowarchive.motion.vectors import Coded, VectorModel, encode_field, pop_field, push_field
 
 __all__ = [
     "BLOCK",
     "FILTERS",
     "MAX_VECTOR",
     "VALUE_BITS",
+    "Coded",
     "Field",
     "Picture",
+    "VectorModel",
     "compensate",
     "doubled",
+    "encode_field",
     "field_shape",
+    "pop_field",
+    "push_field",
     "search",
     "zero_field",
 ]
