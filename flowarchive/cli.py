@@ -1,4 +1,4 @@
-"""The command line: `pack`, `unpack`, `verify`, `info`, `models`, `train` and `evaluate`.
+"""The command line: pack, unpack, verify, info, models, bench, train and evaluate.
 
 This file owns the words, the exit codes and the terminal; everything that touches a frame is
 in `archive`, imported inside each command so that `--help` starts without torch. Data goes to
@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import flowarchive
-from flowarchive.errors import FlowArchiveError
+from flowarchive.errors import ChecksumMismatch, FlowArchiveError
 
 if TYPE_CHECKING:
+    from flowarchive import bench as bench_module
     from flowarchive.archive import PackReport
     from flowarchive.frames import VideoFormat
 
@@ -262,6 +263,59 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command(epilog=EXIT_CODES)
+def bench(
+    clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="Whatever `pack` takes.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw size against speed (needs matplotlib)."),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page of tables.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of each clip; default: all.")
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="ffv1, x264, x265, av1, vp9, jxl, zstd or none; may be repeated; default: all.",
+        ),
+    ] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A model of `flowarchive models`, or none; default: all."
+        ),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Compare our presets with the classical lossless codecs; every sample is verified.
+
+    The files are written anew after each clip, so an interrupted run leaves what it has measured.
+    """
+    with _reported(as_json=False):
+        from flowarchive import bench as measuring
+
+        if plot is not None:
+            measuring.require_matplotlib()
+        header = {"schema": SCHEMA, "type": "summary", "command": "bench"}
+        chosen = measuring.choose(codec or [], preset or [])
+        with _progress("measuring") as progress:
+            for report in measuring.measure(clips, chosen, frames, progress):
+                again = force or bool(report.clips)
+                measuring.write_reports(report, header, json_file, markdown, plot, again)
+        _print_bench(report)
+        if report.mismatches:
+            raise ChecksumMismatch("; ".join(report.mismatches))
+        if report.failures:
+            raise FlowArchiveError("; ".join(report.failures))
+
+
+@app.command(epilog=EXIT_CODES)
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What and how to train.")],
     output: Annotated[
@@ -412,6 +466,37 @@ def _pack_lines(report: PackReport) -> Iterator[str]:
             f"note     the source{size} was coded with loss before; its frames take"
             f" {report.archive_bytes:,} bytes without further loss"
         )
+
+
+def _print_bench(report: bench_module.Report) -> None:
+    """Print one table of all clips, a section each, and what was not measured."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from flowarchive import bench as measuring
+
+    table = Table()
+    for place, column in enumerate(measuring.COLUMNS):
+        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    sections = [
+        (f"{clip.clip}: {_frames_text(clip.frames, clip.format)}", measuring.rows(report, clip))
+        for clip in report.clips
+    ]
+    common, sums = measuring.total_rows(report)
+    if len(report.clips) > 1 and common:
+        sections.append((f"all {len(common)} clips that every codec holds", iter(sums)))
+    for title, lines in sections:
+        table.add_section()
+        table.add_row(Text(_printable(title), style="bold"))
+        for line in lines:
+            table.add_row(*(Text(cell) for cell in line[: len(measuring.COLUMNS)]))
+    # Lines for a reader that is no terminal are not folded.
+    width = None if sys.stdout.isatty() else 4096
+    console = Console(width=width)
+    console.print(table)
+    for note in [*measuring.comparison_lines(report), *measuring.absences(report)]:
+        console.print(Text(_printable(note)))
 
 
 def _frames_text(frames: int, video_format: VideoFormat) -> str:
