@@ -296,6 +296,8 @@ def bench(
     """Compare our presets with the classical lossless codecs; every sample is verified.
 
     The files are written anew after each clip, so an interrupted run leaves what it has measured.
+    A classical codec that fails, or does not give every sample back, is named and has no size; a
+    preset that does so also makes the command fail, with 1 or 4.
     """
     with _reported(as_json=False):
         from flowarchive import bench as measuring

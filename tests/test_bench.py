@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flowarchive import bench, cli, media
 from flowarchive.bench.clip import Clip, read_clip
-from flowarchive.bench.presets import presets
+from flowarchive.bench.presets import Preset, presets
 from flowarchive.bench.run import Measurement, Report
 from flowarchive.errors import InputError
 from flowarchive.frames import Frame, Plane, VideoFormat
@@ -100,6 +100,10 @@ class FaultyCodec:
             yield planes
 
 
+class FaultyPreset(FaultyCodec, Preset):
+    """The same, as one of ours."""
+
+
 def measured(clip: Path, *codecs: object, frames: int | None = None) -> Report:
     return list(bench.measure([clip], codecs, frames))[-1]
 
@@ -156,6 +160,15 @@ def test_an_odd_size_is_coded_or_named(tmp_path):
     bench.CODECS["ffv1"].encode(clip, tmp_path)
     for planes, frame in zip(bench.CODECS["ffv1"].decode(clip, tmp_path), clip.frames, strict=True):
         assert all(map(np.array_equal, planes, frame.planes))
+
+
+@pytest.mark.parametrize("name", ["x264", "x265", "vp9", "ffv1"])
+def test_a_single_frame_is_coded(tmp_path, name):
+    clip = make_clip(tmp_path, "yuv444p", (640, 360))
+    clip = Clip(clip.name, clip.path, clip.format, clip.frames[:1])
+    bench.CODECS[name].encode(clip, tmp_path)
+    (planes,) = bench.CODECS[name].decode(clip, tmp_path)
+    assert all(map(np.array_equal, planes, clip.frames[0].planes))
 
 
 def test_padding_that_varies_is_not_dropped(tmp_path):
@@ -268,7 +281,11 @@ def test_the_page_names_every_clip_codec_and_absence(clip, tmp_path, faulty):
 def test_the_plot_is_a_picture(clip, tmp_path, faulty):
     pytest.importorskip("matplotlib")
     target = tmp_path / "out.png"
-    assert invoke(clip, "--codec", "good", "--plot", target).exit_code == 0
+    page = tmp_path / "pages" / "out.md"
+    page.parent.mkdir()
+    options = ["--codec", "good", "--plot", target, "--markdown", page]
+    assert invoke(clip, *options).exit_code == 0
+    assert "![Size against speed](../out.png)" in page.read_text()
     with media.open_source(target) as source:
         assert source.format.width > 500
 
@@ -298,20 +315,31 @@ def test_the_table_has_a_section_for_each_clip(clip, faulty):
     assert result.stderr == ""
 
 
-def test_a_mismatch_is_exit_code_4_after_the_report(clip, tmp_path, faulty):
+def test_a_classical_codec_that_is_not_lossless_is_named(clip, tmp_path, faulty):
     target = tmp_path / "out.json"
-    result = invoke(clip, "--codec", "corrupts", "--codec", "good", "--json", target)
-    assert result.exit_code == 4
-    line = "flowarchive: corrupts on noise: frame 1 is not the frame that was coded\n"
-    assert result.stderr == line
+    options = ["--codec", "corrupts", "--codec", "fails", "--codec", "good", "--json", target]
+    result = invoke(clip, *options)
+    assert (result.exit_code, result.stderr) == (0, "")
+    results = json.loads(target.read_text())["clips"][0]["results"]
+    assert [one["status"] for one in results] == ["differs", "failed", "verified"]
+    line = "corrupts differs: frame 1 is not the frame that was coded (noise)"
+    assert line in result.stdout
+    assert "fails failed: out of ink (noise)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "reason"),
+    [("corrupts", 4, "frame 1 is not the frame that was coded"), ("fails", 1, "out of ink")],
+)
+def test_a_preset_that_fails_decides_the_exit_code(clip, tmp_path, monkeypatch, name, code, reason):
+    monkeypatch.setattr("flowarchive.bench.run.presets", lambda: {name: FaultyPreset(name)})
+    target = tmp_path / "out.json"
+    command = ["bench", str(clip), "--codec", "zstd", "--json", str(target)]
+    result = CliRunner().invoke(cli.app, command)
+    assert (result.exit_code, result.stderr) == (code, f"flowarchive: {name} on noise: {reason}\n")
     statuses = [one["status"] for one in json.loads(target.read_text())["clips"][0]["results"]]
-    assert statuses == ["differs", "verified"]
-    assert "100" in result.stdout
-
-
-def test_a_codec_that_fails_is_exit_code_1(clip, faulty):
-    result = invoke(clip, "--codec", "fails")
-    assert (result.exit_code, result.stderr) == (1, "flowarchive: fails on noise: out of ink\n")
+    assert statuses[1] == "verified"
+    assert "bits/sample" in result.stdout
 
 
 def test_an_unknown_name_is_exit_code_6(clip):

@@ -158,14 +158,19 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-def to_markdown(report: Report) -> str:
-    """Return the report as a page: settings, sizes, speeds, and every absence by name."""
+def to_markdown(report: Report, picture: str | None = None) -> str:
+    """Return the report as a page: settings, sizes, speeds, and every absence by name.
+
+    Args:
+        report: What to lay out.
+        picture: Address of the plot, None where there is none.
+    """
     machine = report.machine
     versions = machine["versions"]
     assert isinstance(versions, dict)
     parts = [
         "# Benchmarks",
-        "Written by `flowarchive bench`, as `make bench` runs it. Every size is that of whole files"
+        "Written by `flowarchive bench`. Every size is that of whole files"
         " on disk, and every one of them was decoded again and compared sample by sample. Times are"
         " wall times: of the whole process for our presets and for programs (start, reading and"
         " writing included), of the call with the frames in memory for the others. Sizes are the"
@@ -191,6 +196,8 @@ def to_markdown(report: Report) -> str:
             f"All frames of the {len(clips)} clips that every codec holds: {', '.join(clips)}.",
             _markdown_table(COLUMNS, cells),
         ]
+        if picture is not None:
+            parts.append(f"![Size against speed]({picture})")
     for title, seconds in (("Encoding", "encode_seconds"), ("Decoding", "decode_seconds")):
         parts += [f"## {title}, frames/s", _speeds(report, seconds)]
     notes = absences(report)
@@ -278,8 +285,11 @@ def write_reports(
         with files.atomic_output(json_file, force) as file:
             file.write(text.encode() + b"\n")
     if markdown_file is not None:
+        picture = None
+        if plot_file is not None:
+            picture = Path(os.path.relpath(plot_file, Path(markdown_file).parent)).as_posix()
         with files.atomic_output(markdown_file, force) as file:
-            file.write(to_markdown(report).encode())
+            file.write(to_markdown(report, picture).encode())
     if plot_file is not None:
         kind = Path(plot_file).suffix.removeprefix(".") or "png"
         with files.atomic_output(plot_file, force) as file:

@@ -127,20 +127,21 @@ class Report:
 
     @property
     def mismatches(self) -> list[str]:
-        """A line for every codec that did not give a clip's samples back."""
+        """A line for every clip whose samples a preset did not give back."""
         return self._lines(Status.differs)
 
     @property
     def failures(self) -> list[str]:
-        """A line for every codec that ended with an error."""
+        """A line for every clip on which a preset ended with an error."""
         return self._lines(Status.failed)
 
     def _lines(self, status: Status) -> list[str]:
+        presets = {codec.name for codec in self.codecs if codec.is_preset}
         return [
             f"{found.codec} on {clip.clip}: {found.reason}"
             for clip in self.clips
             for found in clip.measurements
-            if found.status is status
+            if found.status is status and found.codec in presets
         ]
 
 
@@ -154,8 +155,9 @@ def choose(codecs: Sequence[str], models: Sequence[str]) -> list[Codec]:
     Raises:
         InputError: A name is not known.
     """
-    known: dict[str, Codec] = dict(presets())
-    return [*_named(models, known, "preset"), *_named(codecs, CODECS, "codec")]
+    # Looking presets up loads their models.
+    ours: dict[str, Codec] = {} if set(models) == {NOTHING} else dict(presets())
+    return [*_named(models, ours, "preset"), *_named(codecs, CODECS, "codec")]
 
 
 def _named(names: Sequence[str], known: dict[str, Codec], kind: str) -> list[Codec]:

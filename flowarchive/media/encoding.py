@@ -9,7 +9,7 @@ format of 10. No sample is ever computed; whether all of them come back is for t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 RATE = Fraction(25)
+MAX_TIME = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def encode(
             picture = av.VideoFrame(video_format.width, video_format.height, pix_fmt)
             fill(picture, frame.planes, components)
             picture.pts, picture.time_base = number, 1 / RATE
-            file.mux(stream.encode(picture))
-        file.mux(stream.encode(None))
+            file.mux(_timed(stream.encode(picture)))
+        file.mux(_timed(stream.encode(None)))
 
 
 def _open_encoder(
@@ -168,6 +169,14 @@ def _open_encoder(
         size = f"{video_format.width}x{video_format.height}"
         raise UnsupportedFormat(f"{encoder.name} does not take {size} {pix_fmt}") from error
     return pix_fmt
+
+
+def _timed(packets: Sequence[av.Packet[av.VideoStream]]) -> Sequence[av.Packet[av.VideoStream]]:
+    """Set the decoding time of a lone frame, which x265 leaves at whatever memory held."""
+    for packet in packets:
+        if packet.dts is None or abs(packet.dts) > MAX_TIME:
+            packet.dts = packet.pts
+    return packets
 
 
 def decode(path: str | os.PathLike[str], components: str) -> Iterator[tuple[Plane, ...]]:
