@@ -20,8 +20,10 @@ UNIT = 16
 """Side of the largest block that shares a vector; pictures are continued to whole units."""
 
 SEARCH_BITS = 9
-COARSE = 4
-"""Depth that the search looks at, and how much smaller its first look is."""
+"""Depth that the search looks at."""
+
+MIDDLE, COARSE = 2, 4
+"""How much smaller its first looks are."""
 
 
 class Picture:
@@ -31,11 +33,13 @@ class Picture:
         shape: (H, W) of the luma plane.
         phases: int16 [16, h, w]; phases[4 * py + px] is the plane shifted by (py, px) quarters, in
             quarters of a sample value, MARGIN samples continued on each side.
-        coarse: int16 [h / 4, w / 4]: the means of 4 x 4 samples, in quarters too.
+        middle: int16 [h / 2, w / 2]: the means of 2 x 2 samples, in quarters too.
+        coarse: int16 [h / 4, w / 4]: the means of 4 x 4.
     """
 
     shape: tuple[int, int]
     phases: NDArray[np.int16]
+    middle: NDArray[np.int16]
     coarse: NDArray[np.int16]
 
     def __init__(self, luma: NDArray[Any], bits: int) -> None:
@@ -57,8 +61,10 @@ class Picture:
         h, w = padded.shape
         self.phases = np.empty((16, h, w), dtype=np.int16)
         _interpolate(padded, FILTERS[::4].astype(np.int16), self.phases)
-        folded = padded.reshape(h // COARSE, COARSE, w // COARSE, COARSE)
-        self.coarse = (folded.sum(axis=(1, 3), dtype=np.int32) >> 2).astype(np.int16)
+        folded = padded.reshape(h // MIDDLE, MIDDLE, w // MIDDLE, MIDDLE)
+        self.middle = folded.sum(axis=(1, 3), dtype=np.int16)
+        folded = self.middle.reshape(h // COARSE, 2, w // COARSE, 2)
+        self.coarse = folded.sum(axis=(1, 3), dtype=np.int16) >> 2
 
 
 @compiled

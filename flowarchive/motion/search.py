@@ -1,6 +1,6 @@
 """The encoder's choice of a motion field. Decoders never run this; nothing here is normative.
 
-    coarse vectors on 4 x smaller pictures -> candidates -> steps of 2, 1, 1/2, 1/4 samples
+    far and near vectors on smaller pictures -> candidates -> steps of 2, 1, 1/2, 1/4 samples
     -> the same for each block of the unit -> whole or split, by bits
 
 A block of 64 samples with mean absolute difference m is taken to cost 64 log2(m + 0.4) bits, a
@@ -25,9 +25,9 @@ from flowarchive.motion.decisions import (
     split_context,
     spread_class,
 )
-from flowarchive.motion.difference import block_difference
+from flowarchive.motion.difference import block_difference, quarter_differences
 from flowarchive.motion.field import MAX_VECTOR, Field, check_field, zero_field
-from flowarchive.motion.picture import COARSE, MARGIN, Picture
+from flowarchive.motion.picture import COARSE, MARGIN, MIDDLE, Picture
 from flowarchive.motion.vectors import VectorModel
 
 Float32 = NDArray[np.float32]
@@ -42,7 +42,16 @@ _RATES: Float32 = (64 * np.log2((np.arange(1 << 16) + 0.5) / 64 + _FLOOR)).astyp
 _REACH = 10
 """How far the coarse search looks in each direction, in samples of the coarse picture."""
 
+_SPAN = 7
+"""How far the middle search looks around the hint, in samples of the middle picture."""
+
+_STARTS = 3
+"""Vectors that the middle search gives for a unit: of separate minima."""
+
 _FAR = 1e30
+
+_TRIES = 5 + 1 + 3 + 1 + _STARTS + 4
+"""Vectors that are tried for a unit: around it, none, of the hints, and of the first looks."""
 
 _MOVES = np.array(
     [(-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)], dtype=np.int64
@@ -76,10 +85,12 @@ def search(
     )
     field = np.zeros_like(expected)
     units = -(-field.shape[0] // 2), -(-field.shape[1] // 2)
-    coarse = np.zeros((*units, 2), dtype=np.int16)
-    _search_coarse(current.coarse, reference.coarse, coarse)
+    # For each unit: from the coarse search, from the middle one, and one for each of its blocks.
+    starts = np.zeros((*units, 1 + _STARTS + 4, 2), dtype=np.int16)
+    _search_coarse(current.coarse, reference.coarse, starts)
+    _search_middle(current.middle, reference.middle, expected, starts)
     prices = _prices(VectorModel() if model is None else model)
-    _search(current.phases[0], reference.phases, expected, coarse, _RATES, *prices, field)
+    _search(current.phases[0], reference.phases, expected, starts, _RATES, *prices, field)
     return field
 
 
@@ -104,12 +115,12 @@ def _prices(model: VectorModel) -> tuple[Float32, Float32]:
 
 
 @compiled
-def _search_coarse(current: Int16, reference: Int16, vectors: Int16) -> None:
+def _search_coarse(current: Int16, reference: Int16, starts: Int16) -> None:
     """Find a vector for each unit on the coarse pictures, by the area of 8 x 8 around it."""
     margin = MARGIN // COARSE
     height, width = current.shape
-    for i in range(vectors.shape[0]):
-        for j in range(vectors.shape[1]):
+    for i in range(starts.shape[0]):
+        for j in range(starts.shape[1]):
             y = margin + 4 * i - 2
             x = margin + 4 * j - 2
             best = 1 << 30
@@ -119,8 +130,60 @@ def _search_coarse(current: Int16, reference: Int16, vectors: Int16) -> None:
                     total += 8 * (abs(v - y) + abs(u - x))
                     if total < best:
                         best = total
-                        vectors[i, j, 0] = 16 * (v - y)
-                        vectors[i, j, 1] = 16 * (u - x)
+                        starts[i, j, 0, 0] = 16 * (v - y)
+                        starts[i, j, 0, 1] = 16 * (u - x)
+
+
+@compiled
+def _search_middle(current: Int16, reference: Int16, hints: Field, starts: Int16) -> None:
+    """Find vectors for each unit, and for each block of it, around the hint."""
+    margin = MARGIN // MIDDLE
+    height, width = current.shape
+    side = 2 * _SPAN + 1
+    scores = np.zeros((side, side), dtype=np.int64)
+    least = np.zeros(4, dtype=np.int64)
+    for i in range(starts.shape[0]):
+        for j in range(starts.shape[1]):
+            y = margin + 8 * i
+            x = margin + 8 * j
+            top = y + ((hints[2 * i, 2 * j, 0] + 4) >> 3) - _SPAN
+            left = x + ((hints[2 * i, 2 * j, 1] + 4) >> 3) - _SPAN
+            least[:] = 1 << 40
+            for a in range(side):
+                v = min(max(top + a, 0), height - 8)
+                for b in range(side):
+                    u = min(max(left + b, 0), width - 8)
+                    away = abs(a - _SPAN) + abs(b - _SPAN)
+                    sums = quarter_differences(current, reference, y, x, v, u)
+                    total = 4 * away
+                    for k in range(4):
+                        part = ((sums >> (16 * k)) & 0xFFFF) + 4 * away
+                        total += part
+                        if part < least[k]:
+                            least[k] = part
+                            _note(starts, i, j, 1 + _STARTS + k, top + a - y, left + b - x)
+                    scores[a, b] = total
+            for n in range(_STARTS):
+                best = 1 << 40
+                at_a = 0
+                at_b = 0
+                for a in range(side):
+                    for b in range(side):
+                        if scores[a, b] < best:
+                            best = scores[a, b]
+                            at_a = a
+                            at_b = b
+                _note(starts, i, j, 1 + n, top + at_a - y, left + at_b - x)
+                for a in range(max(at_a - 1, 0), min(at_a + 2, side)):
+                    for b in range(max(at_b - 1, 0), min(at_b + 2, side)):
+                        scores[a, b] = 1 << 40
+
+
+@compiled
+def _note(starts: Int16, i: int, j: int, n: int, dy: int, dx: int) -> None:
+    """Keep a vector in samples of the middle picture."""
+    starts[i, j, n, 0] = min(max(8 * dy, -MAX_VECTOR), MAX_VECTOR)
+    starts[i, j, n, 1] = min(max(8 * dx, -MAX_VECTOR), MAX_VECTOR)
 
 
 @compiled
@@ -182,7 +245,7 @@ def _search(
     current: Int16,
     phases: Int16,
     hints: Field,
-    coarse: Int16,
+    starts: Int16,
     rates: Float32,
     bits: Float32,
     magnitudes: Float32,
@@ -192,7 +255,7 @@ def _search(
     near = np.zeros((5, 2), dtype=np.int64)
     contexts = np.zeros(4, dtype=np.int64)
     prices = np.zeros(5, dtype=np.float64)
-    tries = np.zeros((12, 2), dtype=np.int64)
+    tries = np.zeros((_TRIES, 2), dtype=np.int64)
     part = np.zeros(4, dtype=np.float64)
     least = np.zeros(4, dtype=np.float64)
     chosen = np.zeros((4, 2), dtype=np.int64)
@@ -203,14 +266,13 @@ def _search(
             look_around(field, hints, i, j, 2, near, contexts)
             _price_candidates(near, contexts, bits, magnitudes, prices)
             tries[:5] = near
-            tries[5, 0] = coarse[i // 2, j // 2, 0]
-            tries[5, 1] = coarse[i // 2, j // 2, 1]
-            tries[6] = 0
+            tries[5] = 0
             for t in range(3):
                 r = min(i + (2, 0, 1)[t], rows - 1)
                 c = min(j + (0, 2, 1)[t], columns - 1)
-                tries[7 + t, 0] = hints[r, c, 0]
-                tries[7 + t, 1] = hints[r, c, 1]
+                tries[6 + t, 0] = hints[r, c, 0]
+                tries[6 + t, 1] = hints[r, c, 1]
+            tries[9:] = starts[i // 2, j // 2]
             least[:] = _FAR
             best = _FAR
             by = 0
@@ -218,13 +280,13 @@ def _search(
             cy = 0
             cx = 0
             step = 8
-            move = -10
+            move = -_TRIES
             turns = 0
             while step > 0:
                 # First the candidates, then the neighbors of the best so far.
                 if move < 0:
-                    dy = tries[move + 10, 0]
-                    dx = tries[move + 10, 1]
+                    dy = tries[move + _TRIES, 0]
+                    dx = tries[move + _TRIES, 1]
                 else:
                     dy = cy + step * _MOVES[move, 0]
                     dx = cx + step * _MOVES[move, 1]

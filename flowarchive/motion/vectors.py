@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from flowarchive.ans import Message
 from flowarchive.errors import FormatError, MessageExhausted
 from flowarchive.motion.decisions import (
-    CONTEXTS,
     DECISIONS,
     LEAST,
     PRECISION,
     TOO_LONG,
     walk,
 )
+from flowarchive.motion.defaults import DEFAULTS
 from flowarchive.motion.field import MAX_VECTOR, Field, check_field, field_shape
 
 Int32 = NDArray[np.int32]
@@ -65,7 +65,7 @@ class VectorModel:
 
     def __init__(self) -> None:
         """Start from the probabilities of the training clips."""
-        self.state = np.full((CONTEXTS, 2), 1 << (PRECISION - 1), dtype=np.int32)
+        self.state = np.repeat(DEFAULTS[:, None], 2, axis=1)
 
     def probabilities(self) -> Int32:
         """Return the frequency of a yes in each context, int32 [CONTEXTS]."""
