@@ -192,7 +192,7 @@ def test_extreme_samples_do_not_overflow(bits):
     # The worst case: signs as those of the filters at one half.
     signs = np.sign(motion.FILTERS[8])
     plane[:8, :8] = np.where(np.outer(signs, signs) > 0, high, low)
-    for dy, dx in [(2, 2), (1, 2), (3, 3), (0, 2), (2, 0), (14, 14)]:
+    for dy, dx in [(2, 2), (1, 14), (0, 2)]:
         field = np.full((2, 3, 2), (dy, dx), dtype=np.int16)
         for limits in ((low, high), (-(1 << 16), 1 << 16)):
             found = motion.compensate(plane, field, (16, 24), *limits)

@@ -44,8 +44,8 @@ CONTEXTS = HIGH + CLASSES
 DECISIONS = 1 + 4 + 2 * (2 + 2 * CLASSES)
 """Most decisions of a block."""
 
-EXHAUSTED, TOO_LONG = -1, -2
-"""What stands for a size of the tail after a walk that failed."""
+TOO_LONG = -2
+"""What stands for the size of the tail after a vector above MAX_VECTOR; -1 is a tail too short."""
 
 _HALF = 1 << (PRECISION - 1)
 _TOTAL = 1 << PRECISION
@@ -168,8 +168,10 @@ def _walk_vector(
             difference = -value if negative else value
         vector[k] = near[4, k] + difference
         if abs(vector[k]) > MAX_VECTOR:
-            cursor[1] = TOO_LONG
             vector[k] = 0
+            # After a failure the rest of the unit is noise: the first one is reported.
+            if cursor[1] >= 0:
+                cursor[1] = TOO_LONG
 
 
 @compiled
