@@ -123,7 +123,7 @@ def pack(
     force: Force = False,
     model: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="A model of `flowarchive models`, or a file.")
-    ] = "idf",
+    ] = "video",
     chunk_frames: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Frames that are coded, and read, together."),

@@ -40,6 +40,20 @@ class Components:
     chroma: Int32 | None = None
     extra: tuple[Int32, ...] = ()
 
+    @property
+    def parts(self) -> list[Int32]:
+        """The planes that are coded together, int32 [N, h, w]: luma, chroma, each extra plane."""
+        chroma = [] if self.chroma is None else [self.chroma]
+        return [self.luma[None], *chroma, *(plane[None] for plane in self.extra)]
+
+    @staticmethod
+    def of_parts(parts: Sequence[Int32], chroma: bool) -> Components:
+        """Undo `parts`, of a frame with or without chroma."""
+        rest = parts[2:] if chroma else parts[1:]
+        return Components(
+            parts[0][0], parts[1] if chroma else None, tuple(plane[0] for plane in rest)
+        )
+
 
 def bits_needed(planes: Sequence[Plane]) -> int:
     """Return the smallest depth from 8 to 16 bits that holds every sample."""
@@ -88,6 +102,25 @@ def merge(
         if int(plane.min()) < 0 or int(plane.max()) >> bits:
             raise FormatError(f"a decoded sample does not fit {bits} bits")
     return tuple(plane.astype(dtype) for plane in (*wide, *extra))
+
+
+def blank(shapes: Sequence[tuple[int, int]], letters: str) -> Components:
+    """Return components of zeros that have a frame's shapes.
+
+    Args:
+        shapes: (rows, columns) of the frame's planes.
+        letters: A component letter for each, as in `split`.
+    """
+    luma = np.zeros(shapes[0], dtype=np.int32)
+    if not letters.startswith(("RGB", "YUV")):
+        return Components(luma, None, tuple(np.zeros(s, dtype=np.int32) for s in shapes[1:]))
+    chroma = np.zeros((2, *shapes[1]), dtype=np.int32)
+    return Components(luma, chroma, tuple(np.zeros(s, dtype=np.int32) for s in shapes[3:]))
+
+
+def on_grid(luma: Int32, shape: tuple[int, int]) -> Int32:
+    """Average planes [N, H, W] down to the chroma planes' grid; see `luma_context`."""
+    return np.stack([luma_context(plane, shape) for plane in luma])
 
 
 def luma_context(luma: Int32, shape: tuple[int, int]) -> Int32:

@@ -19,7 +19,7 @@ from torch import nn
 
 from flowarchive import exact, files
 from flowarchive.errors import FingerprintMismatch, ModelError, ModelNotFound, NotReproducible
-from flowarchive.models import MODELS, IdfModel
+from flowarchive.models import MODELS, IdfModel, VideoModel
 
 MAX_MODEL_BYTES = 64 << 20
 SUFFIX = ".safetensors"
@@ -37,7 +37,7 @@ class StoredModel:
 
     name: str
     data: bytes
-    network: IdfModel
+    network: IdfModel | VideoModel
 
     @property
     def fingerprint(self) -> bytes:
@@ -58,7 +58,7 @@ def save_model(path: Path, kind: str, config: dict[str, Any], network: nn.Module
         ModelError: The model is too large.
         InputError: The file cannot be written.
     """
-    assert isinstance(network, IdfModel)
+    assert isinstance(network, IdfModel | VideoModel)
     metadata = {
         "kind": kind,
         "config": json.dumps(config, sort_keys=True, separators=(",", ":")),
@@ -151,7 +151,7 @@ def parse_model(data: bytes, name: str) -> StoredModel:
         tensors = load(data)
     except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"the model {name!r} is malformed: {error}") from error
-    assert isinstance(network, IdfModel)
+    assert isinstance(network, IdfModel | VideoModel)
     wanted = network.state_dict()
     if wanted.keys() != tensors.keys() or any(
         tensors[key].dtype != value.dtype or tensors[key].shape != value.shape

@@ -1,8 +1,8 @@
 """A group of frames to a chunk and back.
 
-Planes that are constant in the whole chunk are named once and not coded. The others go frame by
-frame onto one message, the last frame first, so that the first is popped first. A chunk that a
-model would not make smaller is stored, with zstd or as it is.
+Planes that are constant in the whole chunk are named once and not coded. The others go onto one
+message, so that the first frame is popped first. A chunk that a model would not make smaller is
+stored, with zstd or as it is.
 """
 
 from __future__ import annotations
@@ -32,28 +32,50 @@ SAMPLES_PER_LANE = 1 << 15
 MAX_LANES = 64
 CHUNK_BYTES = 2 << 20  # raw bytes of a chunk whose length nobody chose
 CHUNK_FRAMES = 256  # of small frames; more of them only where the chunk's own bytes would tell
+MEMORY_BYTES = 48 << 20  # alike, of a model that codes frames from the ones before
+MEMORY_FRAMES = 64
 SMALL_CHUNK_BYTES = 1 << 18
 BYTES_PER_DIGEST_BYTE = 1 << 11  # so that digests never add more than 0.05 % to raw frames
 
 
 class FrameCoder(Protocol):
-    """What a model offers to a chunk; see `models.idf.IdfModel`."""
+    """What a model offers to a chunk; see `models.video.VideoModel`."""
 
-    def push(self, message: Message, components: planes.Components, bits: int) -> float:
-        """Push one frame and return its ideal code length in bits."""
+    has_memory: bool
+    """Whether frames are coded from the ones before, so that long chunks are worth it."""
 
-    def pop(
-        self, message: Message, shapes: Sequence[tuple[int, int]], letters: str, bits: int
-    ) -> planes.Components:
-        """Pop one frame."""
+    def push_frames(
+        self,
+        message: Message,
+        frames: Sequence[planes.Components],
+        letters: str,
+        bits: int,
+        threads: int,
+    ) -> float:
+        """Push frames and return their ideal code length in bits."""
+
+    def pop_frames(
+        self,
+        message: Message,
+        count: int,
+        shapes: Sequence[tuple[int, int]],
+        letters: str,
+        bits: int,
+        threads: int,
+    ) -> Iterator[planes.Components]:
+        """Pop frames."""
 
 
-def frames_per_chunk(video_format: VideoFormat, wanted: int | None = None) -> int:
+def frames_per_chunk(
+    video_format: VideoFormat, wanted: int | None = None, has_memory: bool = False
+) -> int:
     """Return how many frames of a format go into a chunk.
 
     Args:
         video_format: Of the frames.
         wanted: What the user asked for; None for about `CHUNK_BYTES` of raw samples.
+        has_memory: The model codes frames from the ones before: `MEMORY_BYTES`, not too many
+            frames.
 
     Raises:
         LimitExceeded: So many frames do not fit a chunk.
@@ -61,8 +83,9 @@ def frames_per_chunk(video_format: VideoFormat, wanted: int | None = None) -> in
     """
     if wanted is None:
         size = video_format.bytes_per_frame
-        most = min(max(CHUNK_FRAMES, SMALL_CHUNK_BYTES // size), MAX_FRAMES)
-        wanted = min(max(1, CHUNK_BYTES // size), most)
+        limit, frames = (MEMORY_BYTES, MEMORY_FRAMES) if has_memory else (CHUNK_BYTES, CHUNK_FRAMES)
+        most = min(max(frames, SMALL_CHUNK_BYTES // size), MAX_FRAMES)
+        wanted = min(max(1, limit // size), most)
     if wanted < 1:
         raise ValueError(f"a chunk of {wanted} frames is too short")
     _check_size(video_format, wanted)
@@ -70,7 +93,7 @@ def frames_per_chunk(video_format: VideoFormat, wanted: int | None = None) -> in
 
 
 def encode_chunk(
-    frames: Sequence[Frame], video_format: VideoFormat, model: FrameCoder
+    frames: Sequence[Frame], video_format: VideoFormat, model: FrameCoder, threads: int = 1
 ) -> tuple[Chunk, float]:
     """Code frames into a chunk.
 
@@ -78,6 +101,7 @@ def encode_chunk(
         frames: At least one frame of the format.
         video_format: Of the frames.
         model: Codes what is not constant.
+        threads: How many the model may use; the chunk does not depend on it.
 
     Returns:
         The chunk, and the ideal code length in bits of what the model coded; for a stored chunk
@@ -91,9 +115,10 @@ def encode_chunk(
     bits = max([bits, *(value.bit_length() for value in constants if value is not None)])
     message = Message(_lanes(sum(plane.size for group in moving for plane in group)))
     ideal = 0.0
-    for group in reversed(moving) if coded else ():
+    if coded:
+        components = [planes.split(group, letters, bits) for group in moving]
         with _memory_errors():
-            ideal += model.push(message, planes.split(group, letters, bits), bits)
+            ideal = model.push_frames(message, components, letters, bits, threads)
     coding, payload = Coding.MODEL, message.to_bytes()
     stored = b"".join(_little_endian(plane) for group in moving for plane in group)
     stored_coding, stored_payload = store_planes(stored)
@@ -115,13 +140,16 @@ def encode_chunk(
     return chunk, ideal
 
 
-def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder | None) -> list[Frame]:
+def decode_chunk(
+    chunk: Chunk, video_format: VideoFormat, model: FrameCoder | None, threads: int = 1
+) -> list[Frame]:
     """Undo `encode_chunk` and check every frame against its hash.
 
     Args:
         chunk: What `encode_chunk` gave.
         video_format: Of the frames.
         model: Not needed for a chunk that is stored.
+        threads: How many the model may use.
 
     Raises:
         ChecksumMismatch: A frame is not the one that was packed.
@@ -141,7 +169,7 @@ def decode_chunk(chunk: Chunk, video_format: VideoFormat, model: FrameCoder | No
     ]
     if chunk.coding == Coding.MODEL:
         assert model is not None
-        moving = _pop_frames(chunk, shapes, letters, video_format.dtype, model)
+        moving = _pop_frames(chunk, shapes, letters, video_format.dtype, model, threads)
     else:
         moving = _stored_frames(chunk, shapes, video_format.dtype)
     frames = []
@@ -171,16 +199,19 @@ def _pop_frames(
     letters: str,
     dtype: np.dtype[Any],
     model: FrameCoder,
+    threads: int,
 ) -> list[tuple[Plane, ...]]:
     message = Message.from_bytes(chunk.payload, chunk.lanes)
-    moving: list[tuple[Plane, ...]] = []
-    for _ in range(chunk.frame_count):
-        if not shapes:
-            moving.append(())
-            continue
+    if not shapes:
+        moving: list[tuple[Plane, ...]] = [()] * chunk.frame_count
+    else:
         with _memory_errors():
-            components = model.pop(message, shapes, letters, chunk.bits)
-        moving.append(planes.merge(components, letters, chunk.bits, dtype))
+            moving = [
+                planes.merge(components, letters, chunk.bits, dtype)
+                for components in model.pop_frames(
+                    message, chunk.frame_count, shapes, letters, chunk.bits, threads
+                )
+            ]
     if not message.is_drained:
         raise FormatError("bits are left over when a chunk's frames are out")
     return moving

@@ -85,7 +85,7 @@ def pack(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
-    model: str = "idf",
+    model: str = "video",
     chunk_frames: int | None = None,
     embed_model: str = "auto",
     jobs: int | None = None,

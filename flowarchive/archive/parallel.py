@@ -26,6 +26,14 @@ def worker_count(jobs: int | None) -> int:
     return jobs
 
 
+def threads_per_chunk(workers: int, has_memory: bool) -> int:
+    """Return how many of the workers share one chunk.
+
+    Long chunks of a model with memory are few, and a clip may be a single one of them.
+    """
+    return 2 if has_memory and workers > 1 else 1
+
+
 class OrderedPool(Generic[T, R]):
     """Threads that apply a function to items and give the results back in the items' order.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from flowarchive import container
 from flowarchive.archive.chunks import decode_chunk
-from flowarchive.archive.parallel import ordered_map, worker_count
+from flowarchive.archive.parallel import ordered_map, threads_per_chunk, worker_count
 from flowarchive.chunk import Chunk, Coding
 from flowarchive.errors import (
     FingerprintMismatch,
@@ -128,8 +128,11 @@ class Archive(Sequence[Frame]):
         """
         try:
             chunk = self.chunk(i)
-            model = self.model.network if chunk.coding == Coding.MODEL else None
-            return decode_chunk(chunk, self.format, model)
+            if chunk.coding != Coding.MODEL:
+                return decode_chunk(chunk, self.format, None)
+            network = self.model.network
+            threads = threads_per_chunk(self._jobs, network.has_memory)
+            return decode_chunk(chunk, self.format, network, threads)
         except FlowArchiveError as error:
             first = self.container.index[i].first_frame
             raise type(error)(f"chunk {i} (from frame {first}): {error}") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowarchive import container, files
 from flowarchive.archive.chunks import encode_chunk, frames_per_chunk
-from flowarchive.archive.parallel import OrderedPool, worker_count
+from flowarchive.archive.parallel import OrderedPool, threads_per_chunk, worker_count
 from flowarchive.chunk import Chunk, Coding
 from flowarchive.frames import Frame, VideoFormat
 
@@ -61,7 +61,7 @@ class ArchiveWriter:
         path: str | os.PathLike[str],
         video_format: VideoFormat,
         *,
-        model: str = "idf",
+        model: str = "video",
         chunk_frames: int | None = None,
         embed_model: str = "auto",
         jobs: int | None = None,
@@ -72,7 +72,6 @@ class ArchiveWriter:
         if embed_model not in EMBED_CHOICES:
             raise ValueError(f"embed_model is {embed_model!r}, not one of {EMBED_CHOICES}")
         self.path, self.format, self.totals = Path(path), video_format, Totals()
-        self._chunk_frames = frames_per_chunk(video_format, chunk_frames)
         self._embed_model, self._progress = embed_model, progress
         self._group: list[Frame] = []
         self._stack = ExitStack()
@@ -80,7 +79,11 @@ class ArchiveWriter:
             # The output is claimed before the model is loaded, so that a taken name fails at once.
             file = stack.enter_context(files.atomic_output(self.path, force))
             self.model = _load_model(model)
-            self._pool = OrderedPool(self._encode, worker_count(jobs))
+            has_memory = self.model.network.has_memory
+            self._chunk_frames = frames_per_chunk(video_format, chunk_frames, has_memory)
+            workers = worker_count(jobs)
+            self._threads = threads_per_chunk(workers, has_memory)
+            self._pool = OrderedPool(self._encode, workers // self._threads)
             stack.callback(self._pool.close)
             head = {
                 "format": video_format.to_json(),
@@ -145,7 +148,7 @@ class ArchiveWriter:
         self._write(self._pool.submit(group))
 
     def _encode(self, frames: list[Frame]) -> tuple[Chunk, float]:
-        return encode_chunk(frames, self.format, self.model.network)
+        return encode_chunk(frames, self.format, self.model.network, self._threads)
 
     def _write(self, results: Iterator[tuple[Chunk, float]]) -> None:
         for chunk, ideal_bits in results:

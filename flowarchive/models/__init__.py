@@ -1,8 +1,9 @@
-"""The models an archive can be coded with, by the name of their kind."""
+"""Flows and entropy models joined: what is coded in which order."""
 
 from flowarchive.models.idf import IdfModel
+from flowarchive.models.video import VideoModel
 
-MODELS: dict[str, type[IdfModel]] = {"idf": IdfModel}
-"""Kind, as a model file names it, to class. The kinds of released formats stay."""
+MODELS: dict[str, type[IdfModel] | type[VideoModel]] = {"idf": IdfModel, "video": VideoModel}
+"""The kinds of models, by the name that model files and configs give them."""
 
-__all__ = ["MODELS", "IdfModel"]
+__all__ = ["MODELS", "IdfModel", "VideoModel"]

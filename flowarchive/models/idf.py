@@ -8,7 +8,7 @@ first. Push is pop read from bottom to top.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class IdfModel(nn.Module):
     Raises:
         ModelError: The config is malformed.
     """
+
+    has_memory = False
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -73,6 +75,30 @@ class IdfModel(nn.Module):
             "luma": round(self.luma.macs_per_sample()),
             "chroma": round(self.chroma.macs_per_sample()),
         }
+
+    def push_frames(
+        self,
+        message: Message,
+        frames: Sequence[planes.Components],
+        letters: str,
+        bits: int,
+        threads: int = 1,
+    ) -> float:
+        """Push a chunk's frames, each on its own; see `video.VideoModel.push_frames`."""
+        return sum(self.push(message, frame, bits) for frame in reversed(frames))
+
+    def pop_frames(
+        self,
+        message: Message,
+        count: int,
+        shapes: Sequence[tuple[int, int]],
+        letters: str,
+        bits: int,
+        threads: int = 1,
+    ) -> Iterator[planes.Components]:
+        """Pop `count` frames; see `video.VideoModel.pop_frames`."""
+        for _ in range(count):
+            yield self.pop(message, shapes, letters, bits)
 
     @torch.inference_mode()
     def push(self, message: Message, components: planes.Components, bits: int) -> float:

@@ -1,0 +1,124 @@
+"""The two ends of one walk: what a decoder pops, an encoder keeps and pushes the other way round.
+
+A model of sequences walks through a chunk once, in the order of decoding, whichever way the bits
+go. At each step it hands symbols and their distribution to one of two ends:
+
+    Recorder    knows the symbols: keeps their intervals, and at last pushes them backwards
+    Reader      knows none of them: pops them
+
+so that whatever the walk learns from symbols it learns alike on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowarchive import motion
+from flowarchive.ans import Message
+from flowarchive.entropy.plain import code_length
+from flowarchive.motion.decisions import PRECISION
+
+Int32 = NDArray[np.int32]
+Uint32 = NDArray[np.uint32]
+
+
+class Distribution(Protocol):
+    """What both ends ask of an entropy model; see `entropy`."""
+
+    precision: int
+
+    def interval(self, symbols: Int32, *parameters: Any) -> tuple[Uint32, Uint32]:
+        """Return (start, freq)."""
+
+
+class Coder(Protocol):
+    """One end of a walk."""
+
+    def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
+        """Code one array.
+
+        Args:
+            model: An entropy model.
+            symbols: int32 [n]; a `Reader` looks at its size alone.
+            parameters: What the entropy model asks for.
+
+        Returns:
+            The symbols.
+        """
+
+    def field(
+        self,
+        field: motion.Field | None,
+        luma_shape: tuple[int, int],
+        hints: motion.Field,
+        model: motion.VectorModel,
+    ) -> motion.Field:
+        """Code one field of motion, which a `Reader` does without, and return it."""
+
+
+class Recorder:
+    """The encoder's end.
+
+    Attributes:
+        ideal_bits: Code length of what was kept, by the integer models.
+    """
+
+    def __init__(self) -> None:
+        self.ideal_bits = 0.0
+        self._kept: list[tuple[Uint32, Uint32, int]] = []
+
+    def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
+        """Keep the symbols' intervals; see `Coder`."""
+        start, freq = model.interval(symbols, *parameters)
+        self._keep(start, freq, model.precision)
+        return symbols
+
+    def field(
+        self,
+        field: motion.Field | None,
+        luma_shape: tuple[int, int],
+        hints: motion.Field,
+        model: motion.VectorModel,
+    ) -> motion.Field:
+        """Keep a field's intervals; see `Coder`."""
+        assert field is not None
+        self._keep(*motion.encode_field(field, hints, model), PRECISION)
+        return field
+
+    def _keep(self, start: Uint32, freq: Uint32, precision: int) -> None:
+        self.ideal_bits += code_length(freq, 1 << precision)
+        self._kept.append((start, freq, precision))
+
+    def push(self, message: Message) -> None:
+        """Push all that was kept, the last first, and forget it."""
+        while self._kept:
+            message.push(*self._kept.pop())
+
+
+class Reader:
+    """The decoder's end.
+
+    Args:
+        message: Gives the bits back.
+    """
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+
+    def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
+        """Pop as many symbols as there are; see `Coder`."""
+        popped: Int32 = model.pop(self._message, *(parameters or (symbols.size,)))
+        return popped
+
+    def field(
+        self,
+        field: motion.Field | None,
+        luma_shape: tuple[int, int],
+        hints: motion.Field,
+        model: motion.VectorModel,
+    ) -> motion.Field:
+        """Pop a field; see `Coder`."""
+        return motion.pop_field(self._message, luma_shape, hints, model)

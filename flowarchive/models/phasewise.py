@@ -1,0 +1,423 @@
+"""Planes coded phase by phase: channels, network, mixture, symbols, for each level in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from copy import copy
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowarchive import features, lattice
+from flowarchive.adaptive import LinearPredictor
+from flowarchive.ans import compiled
+from flowarchive.codec import Coder
+from flowarchive.entropy import LogisticMixture
+from flowarchive.flows.phases import PhaseNet
+from flowarchive.lattice import BORDER, PHASES, QUARTERS
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+LEVEL_NETS = 3
+SCALE_MAX = 191
+SCALES_PER_OCTAVE = 8
+SCALE_ONE = 40  # scale index of a width of one sample step
+INTRA_TOP = SCALE_ONE + 5 * SCALES_PER_OCTAVE
+INTER_TOP = SCALE_ONE + SCALES_PER_OCTAVE
+WEIGHT_BITS = 12
+WEIGHT_STEPS = 16  # steps in an octave of a weight's logarithm
+MAX_MEAN = (1 << 27) - 1
+
+
+PART_POSITIONS = 1 << 12  # positions of a grid from which threads share the work
+
+_P = TypeVar("_P")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One way through a chunk.
+
+    Attributes:
+        coder: Knows the symbols, or reads them.
+        threads: How many parts a plane is cut into; results do not depend on it.
+        executor: Runs the parts; None for one thread.
+    """
+
+    coder: Coder
+    threads: int = 1
+    executor: Executor | None = None
+
+    def map(self, function: Callable[[_P], _R], parts: Sequence[_P]) -> list[_R]:
+        """Apply a function to every part."""
+        if self.executor is None or len(parts) == 1:
+            return [function(part) for part in parts]
+        return list(self.executor.map(function, parts))
+
+    def start(self, function: Callable[..., _R], *arguments: Any) -> Future[_R]:
+        """Call a function, in another thread where there is one."""
+        if self.executor is not None:
+            return self.executor.submit(function, *arguments)
+        done: Future[_R] = Future()
+        done.set_result(function(*arguments))
+        return done
+
+
+@dataclass(frozen=True)
+class Range:
+    """The samples a plane may hold, and how deep they are.
+
+    Attributes:
+        low: The least sample.
+        high: The greatest.
+        bits: Depth of the frame's samples, 8..16.
+        shift: Low bits that networks do not see.
+    """
+
+    low: int
+    high: int
+    bits: int
+    shift: int
+
+    @property
+    def coder(self) -> LogisticMixture:
+        """The entropy model that holds every sample."""
+        return LogisticMixture(self.low, self.high, 24 + (self.bits - 8) // 2)
+
+
+@dataclass(frozen=True)
+class References:
+    """What an inter frame's planes are predicted from.
+
+    Attributes:
+        first: The planes of the last frame, compensated, int32 [N, h, w] in quarters.
+        second: Alike, of the frame before; or the first again.
+        predictors: The adaptive predictor of each plane.
+    """
+
+    first: Int32
+    second: Int32
+    predictors: Sequence[LinearPredictor]
+
+
+def code_planes(
+    walk: Walk,
+    nets: nn.ModuleList,
+    known: Int32,
+    luma: tuple[Int32, ...] | None,
+    references: References | None,
+    samples: Range,
+) -> Int32:
+    """Code planes that go together.
+
+    Args:
+        walk: The end of the walk, and its threads.
+        nets: A `PhaseNet` for each of LEVEL_NETS groups of levels.
+        known: Samples int32 [N, h, w]; a `Reader` looks at the shape alone.
+        luma: For chroma, luma on the same grid in quarters, [N / 2, h, w], and with references
+            theirs.
+        references: None for intra frames.
+        samples: What the planes may hold.
+
+    Returns:
+        The samples, int32 [N, h, w].
+    """
+    mixture = samples.coder
+    whole = known * QUARTERS
+    _code_top(walk.coder, mixture, whole, references, samples)
+    for level in reversed(range(lattice.level_count(known.shape[1:]))):
+        net = nets[min(level, LEVEL_NETS - 1)]
+        views = _Views(whole, level, luma, references)
+        _code_level(walk, mixture, net, views, level, samples)
+        step = 1 << level
+        whole[:, ::step, ::step] = views.plane[:, BORDER:-BORDER, BORDER:-BORDER]
+    return whole // QUARTERS
+
+
+def learn(coded: Int32, luma: tuple[Int32, ...] | None, references: References, shift: int) -> None:
+    """Let the adaptive predictors of inter planes learn from what has been coded.
+
+    Args:
+        coded: What `code_planes` returned.
+        luma: As it was given there.
+        references: As they were given there.
+        shift: Low bits that are not looked at.
+    """
+    whole = coded * QUARTERS
+    for level in range(lattice.level_count(coded.shape[1:])):
+        views = _Views(whole, level, luma, references)
+        for n, predictor in enumerate(references.predictors):
+            predictor.learn(*views.of_plane(n), level, shift)
+    for predictor in references.predictors:
+        predictor.end_frame()
+
+
+class _Views:
+    """A level of everything that its samples are predicted from, with borders."""
+
+    def __init__(
+        self,
+        whole: Int32,
+        level: int,
+        luma: tuple[Int32, ...] | None,
+        references: References | None,
+    ) -> None:
+        self.plane = lattice.bordered(whole, level)
+        self.luma = None if luma is None else tuple(lattice.bordered(p, level) for p in luma)
+        self.references: tuple[Int32, Int32] | None = None
+        self.predictors: Sequence[LinearPredictor] = ()
+        if references is not None:
+            first = lattice.bordered(references.first, level)
+            same = references.second is references.first
+            second = first if same else lattice.bordered(references.second, level)
+            self.references, self.predictors = (first, second), references.predictors
+
+    def cut(self, planes: slice, rows: slice) -> _Views:
+        """Return a part of the planes, or of the rows of a single plane; nothing is copied."""
+        part = copy(self)
+        fold = 1 if self.luma is None else len(self.plane) // len(self.luma[0])
+        lumas = slice(planes.start // fold, -(-planes.stop // fold))
+        part.plane = self.plane[planes, rows]
+        if self.luma is not None:
+            part.luma = tuple(plane[lumas, rows] for plane in self.luma)
+        if self.references is not None:
+            first, second = self.references
+            part.references = first[planes, rows], second[planes, rows]
+            part.predictors = self.predictors[planes]
+        return part
+
+    def of_plane(self, n: int) -> tuple[Int32, Int32, Int32, tuple[Int32, Int32, Int32] | None]:
+        """Plane, references and luma of the n-th plane, as `adaptive` takes them."""
+        assert self.references is not None
+        first, second = self.references
+        luma = None
+        if self.luma is not None:
+            luma = self.luma[0][n // 2], self.luma[1][n // 2], self.luma[2][n // 2]
+        return self.plane[n], first[n], second[n], luma
+
+
+def _code_top(
+    coder: Coder,
+    mixture: LogisticMixture,
+    whole: Int32,
+    references: References | None,
+    samples: Range,
+) -> None:
+    """Code what is left above the last level, in place, from the reference or from nothing."""
+    step = 1 << lattice.level_count(whole.shape[1:])
+    top = whole[:, ::step, ::step]
+    if references is None:
+        mean = np.zeros(top.size, dtype=np.int32)
+        scale = INTRA_TOP + SCALES_PER_OCTAVE * (samples.bits - 8)
+    else:
+        mean = references.first[:, ::step, ::step].reshape(-1) * (256 // QUARTERS)
+        scale = INTER_TOP + SCALES_PER_OCTAVE * samples.shift
+    symbols = (top // QUARTERS).reshape(-1)
+    scales = np.full(top.size, scale, dtype=np.int32)
+    top[:] = coder.code(mixture, symbols, mean, scales).reshape(top.shape) * QUARTERS
+
+
+def _code_level(
+    walk: Walk,
+    mixture: LogisticMixture,
+    net: PhaseNet,
+    views: _Views,
+    level: int,
+    samples: Range,
+) -> None:
+    """Code the three phases of a level, in place."""
+    plane = views.plane
+    h, w = plane.shape[1] - 2 * BORDER, plane.shape[2] - 2 * BORDER
+    parts = [
+        _Part(views, net, level, samples, *bounds)
+        for bounds in _bounds(len(plane), (h + 1) // 2, (w + 1) // 2, net.reach, walk.threads)
+    ]
+    for index, phase in enumerate(PHASES):
+        results = walk.map(lambda part, index=index: part.predict(index), parts)
+        mean, scale, weight = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
+        here = plane[
+            :,
+            BORDER + phase.row : BORDER + h : 2,
+            BORDER + phase.column : BORDER + w : 2,
+        ]
+        symbols = walk.coder.code(mixture, (here // QUARTERS).reshape(-1), mean, scale, weight)
+        here[:] = symbols.reshape(here.shape) * QUARTERS
+        lattice.extend(plane)
+
+
+def _bounds(
+    count: int, rows: int, columns: int, reach: int, threads: int
+) -> list[tuple[int, int, int, int]]:
+    """Cut planes, or a single plane's rows, into one part a thread: (plane, plane, row, row)."""
+    if threads == 1 or count * rows * columns < PART_POSITIONS:
+        return [(0, count, 0, rows)]
+    if count > 1:
+        pair = 2 if count > 2 and count % 2 == 0 else 1  # planes that share a luma plane stay so
+        cuts = [count // pair * i // threads * pair for i in range(threads + 1)]
+        return [(a, b, 0, rows) for a, b in pairwise(cuts) if a < b]
+    cuts = [rows * i // threads for i in range(threads + 1)]
+    return [(0, 1, a, b) for a, b in pairwise(cuts) if a < b]
+
+
+class _Part:
+    """Some planes, or some rows, of a level, and what the network knows of them.
+
+    Rows are worked on with as many more on each side as the network reaches, so that where the
+    cuts are makes no difference.
+    """
+
+    def __init__(
+        self,
+        views: _Views,
+        net: PhaseNet,
+        level: int,
+        samples: Range,
+        first_plane: int,
+        last_plane: int,
+        first_row: int,
+        last_row: int,
+    ) -> None:
+        self._height = views.plane.shape[1] - 2 * BORDER
+        self._columns = views.plane.shape[2] - 2 * BORDER
+        grid = (self._height + 1) // 2
+        begin, end = max(first_row - net.reach, 0), min(last_row + net.reach, grid)
+        rows = slice(2 * begin, min(2 * end, self._height) + 2 * BORDER)
+        self._views = views.cut(slice(first_plane, last_plane), rows)
+        self._kept = slice(first_row - begin, last_row - begin)
+        self._bounds = first_row, last_row
+        self._net, self._level, self._samples = net, level, samples
+        self._state: Tensor | None = None
+        self._last = np.zeros(
+            (last_plane - first_plane, end - begin, (self._columns + 1) // 2), dtype=np.int32
+        )
+
+    def predict(self, index: int) -> tuple[Int32, Int32, Int32]:
+        """Return the mixtures of a phase: mean, scale, weight, int32 [n, K] each."""
+        views, shift = self._views, self._samples.shift
+        if views.references is None:
+            luma = None if views.luma is None else views.luma[0]
+            seen, anchors = features.intra(views.plane, luma, self._last, index, shift)
+        else:
+            linear = self._linear(index)
+            seen, anchors = features.inter(
+                views.plane, views.references, views.luma, linear, self._last, index, shift
+            )
+        self._state, out = self._net(index, _tensor(seen), self._state)
+        self._last = np.ascontiguousarray(anchors[..., 0])
+        rows, columns = lattice.phase_shape((self._height, self._columns), PHASES[index])
+        first, last = self._bounds
+        kept = min(last, rows) - first
+        head = _array(out)[:, self._kept]
+        return _mixtures(head, anchors[:, self._kept], kept, columns, shift)
+
+    def _linear(self, index: int) -> Int32:
+        """The adaptive predictions of a phase, on the grid of all phases."""
+        out = np.zeros(self._last.shape, dtype=np.int32)
+        samples = self._samples
+        low, high = samples.low * features.ANCHOR_ONE, samples.high * features.ANCHOR_ONE
+        for n, predictor in enumerate(self._views.predictors):
+            plane = predictor.predict(
+                *self._views.of_plane(n), self._level, index, samples.shift, low, high
+            )
+            out[n, : plane.shape[0], : plane.shape[1]] = plane
+        return out
+
+
+def _tensor(seen: NDArray[np.int8]) -> Tensor:
+    """Channels [N, h, w, C] as a float tensor [N, C, h, w], channels last."""
+    return torch.from_numpy(seen).permute(0, 3, 1, 2).to(torch.float32)
+
+
+def _array(out: Tensor) -> Float32:
+    """A head's integers [N, C, h, w] as an array [N, h, w, C]."""
+    array: Float32 = out.permute(0, 2, 3, 1).contiguous().numpy()
+    return array
+
+
+@cache
+def _weight_table() -> Int32:
+    """Return floor(2**(15 - i / 16)) for i in 0..15, int32, read-only."""
+    # The integer 16th root of 2**(240 - i), by halving.
+    table = []
+    for i in range(WEIGHT_STEPS):
+        low, high = 0, 1 << 16
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if middle**16 <= 1 << (240 - i) else (low, middle)
+        table.append(low)
+    frozen = np.array(table, dtype=np.int32)
+    frozen.setflags(write=False)
+    return frozen
+
+
+def _mixtures(
+    out: Float32, anchors: Int32, rows: int, columns: int, shift: int
+) -> tuple[Int32, Int32, Int32]:
+    """Turn a head's integers and anchors into a mixture for each sample of a phase.
+
+    Args:
+        out: [N, gh, gw, 3K]: logarithms of weights, offsets of means, offsets of scales.
+        anchors: int32 [N, gh, gw, K].
+        rows: Of the phase.
+        columns: Alike.
+        shift: Low bits the network has not seen.
+
+    Returns:
+        mean, scale, weight, int32 [N * rows * columns, K] each, as LogisticMixture takes them.
+    """
+    count, components = out.shape[0], anchors.shape[3]
+    shape = (count * rows * columns, components)
+    mean, scale, weight = (np.empty(shape, dtype=np.int32) for _ in range(3))
+    _fill_mixtures(out, anchors, rows, columns, shift, _weight_table(), mean, scale, weight)
+    return mean, scale, weight
+
+
+@compiled
+def _fill_mixtures(
+    out: Float32,
+    anchors: Int32,
+    rows: int,
+    columns: int,
+    shift: int,
+    table: Int32,
+    mean: Int32,
+    scale: Int32,
+    weight: Int32,
+) -> None:
+    components = anchors.shape[3]
+    at = 0
+    for n in range(out.shape[0]):
+        for i in range(rows):
+            for j in range(columns):
+                head = out[n, i, j]
+                best = 0
+                for k in range(1, components):
+                    if head[k] > head[best]:
+                        best = k
+                total = np.int64(0)
+                for k in range(components):
+                    below = np.int64(head[best]) - np.int64(head[k])
+                    share = np.int64(table[below & 15]) >> min(below >> 4, 31)
+                    weight[at, k] = share
+                    total += share
+                left = np.int64(1 << WEIGHT_BITS)
+                for k in range(components):
+                    share = (np.int64(weight[at, k]) << WEIGHT_BITS) // total
+                    weight[at, k] = share
+                    left -= share
+                    offset = np.int64(head[components + k]) << shift
+                    center = np.int64(anchors[n, i, j, k]) + offset
+                    mean[at, k] = min(max(center, -MAX_MEAN), MAX_MEAN)
+                    index = np.int64(head[2 * components + k]) + SCALES_PER_OCTAVE * shift
+                    scale[at, k] = min(max(index, 0), SCALE_MAX)
+                weight[at, best] += left
+                at += 1

@@ -1,0 +1,96 @@
+"""What the encoder chooses for a chunk: which frames are intra frames, and the motion of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowarchive import motion, planes
+from flowarchive.ans import compiled
+
+Int32 = NDArray[np.int32]
+
+MAX_SHIFT = 8
+CALM = 5  # mean difference of neighbors, in sample steps, that networks still see whole
+CUT = 1.25  # how much worse than from its own neighbors a frame has to be from its past to be cut
+
+
+class Plan:
+    """The encoder's choices for a chunk of frames.
+
+    Args:
+        frames: In display order.
+        bits: Depth of their samples.
+        executor: Searches ahead of who asks; None to search when asked.
+    """
+
+    def __init__(
+        self, frames: Sequence[planes.Components], bits: int, executor: Executor | None = None
+    ) -> None:
+        self.shift = _shift(frames[0].luma, bits)
+        self._frames, self._bits, self._executor = frames, bits, executor
+        self._pictures: dict[int, motion.Picture] = {}
+        self._found: list[tuple[motion.Field, motion.Field] | None] = [None]
+        self._ahead: Future[None] | None = None
+
+    def fields(self, t: int) -> tuple[motion.Field, motion.Field] | None:
+        """Return a frame's motion against the last frame and the one before; None for a cut.
+
+        Frames have to be asked for in display order.
+        """
+        if self._ahead is not None:
+            self._ahead.result()
+        while len(self._found) <= t:
+            self._search()
+        if self._executor is not None and t + 1 < len(self._frames):
+            self._ahead = self._executor.submit(self._search)
+        return self._found[t]
+
+    def _search(self) -> None:
+        """Search the next frame's motion."""
+        t = len(self._found)
+        luma, last = self._frames[t].luma, self._frames[t - 1].luma
+        before = self._found[t - 1]
+        hints = motion.zero_field(luma.shape) if before is None else before[0]
+        picture = self._picture(t)
+        first = motion.search(picture, self._picture(t - 1), hints)
+        limit = 1 << (self._bits - 1)
+        compensated = motion.compensate(last, first, luma.shape, -limit, limit - 1)
+        if _is_cut(luma, compensated):
+            self._found.append(None)
+        elif before is None:
+            self._found.append((first, first))
+        else:
+            second = motion.search(picture, self._picture(t - 2), motion.doubled(first))
+            self._found.append((first, second))
+        self._pictures.pop(t - 2, None)
+
+    def _picture(self, t: int) -> motion.Picture:
+        if t not in self._pictures:
+            self._pictures[t] = motion.Picture(self._frames[t].luma, self._bits)
+        return self._pictures[t]
+
+
+def _shift(luma: Int32, bits: int) -> int:
+    """How many low bits of deep samples are noise that networks need not see."""
+    step = np.abs(np.diff(luma, axis=1)).mean() if luma.shape[1] > 1 else 0.0
+    shift = 0
+    while shift < min(MAX_SHIFT, bits - planes.MIN_BITS) and step > CALM * 2 << shift:
+        shift += 1
+    return shift
+
+
+@compiled
+def _is_cut(luma: Int32, compensated: Int32) -> bool:
+    """Whether the past says less about a frame than its own neighbors do."""
+    past = 0.0
+    own = 0.0
+    for y in range(1, luma.shape[0] - 1, 2):
+        for x in range(1, luma.shape[1] - 1, 2):
+            past += abs(luma[y, x] - compensated[y, x] / 4)
+            mean = luma[y - 1, x] + luma[y + 1, x] + luma[y, x - 1] + luma[y, x + 1]
+            own += abs(luma[y, x] - mean / 4)
+    return past > CUT * own
