@@ -1,6 +1,6 @@
 """What a CHUNK record holds: its frames' timestamps and hashes, and the coded planes.
 
-    frame_count coding bits lanes payload_size ... | constants | pts | digest | digests | payload
+    frame_count coding bits lanes size ... | constants | tables | pts | digest | digests | payload
 
 The layout is docs/format.md, section "CHUNK". There is one encoding of any chunk and every other
 is refused, so `Chunk.from_bytes(b).to_bytes() == b`. This module knows nothing of files, nor how
@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import accumulate, pairwise
 
 import zstandard
 
@@ -32,6 +33,7 @@ PTS_LIMIT = 1 << 63
 
 _HEADER = struct.Struct("<IBBHIBBBB")
 _PTS_NONE, _PTS_ALL, _PTS_SOME, _PTS_EVEN = 0, 1, 2, 3
+_TABLES = 4  # set beside the kind of timestamps where tables follow
 # Second differences of 64-bit numbers have 66 bits with their sign; ten groups of seven hold them.
 _VARINT_BYTES = 10
 # A zstd block is at least 4 bytes and holds at most 128 KiB.
@@ -59,7 +61,9 @@ class Chunk:
             cannot carry 16 bytes each without growing.
         constants: For each of 1..8 planes, the value of all its samples if they are all the same
             in the whole chunk, otherwise None.
-        bits: Every sample is below 2**bits, 8..16.
+        tables: For each plane None, or the values its samples have in the chunk, ascending, each
+            below 2**16: the model codes places in the table. All None unless `coding` is `MODEL`.
+        bits: Every sample, or place in a table, is below 2**bits, 8..16.
         lanes: Lanes of the message, a power of two, 1..1024; 0 unless `coding` is `MODEL`.
         payload: The planes that are not constant, coded.
 
@@ -77,6 +81,7 @@ class Chunk:
     bits: int
     lanes: int
     payload: bytes = field(repr=False)
+    tables: tuple[tuple[int, ...] | None, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.frame_count > MAX_FRAMES:
@@ -99,9 +104,10 @@ class Chunk:
                 "a timestamp out of range",
             ),
             (
-                any(not 0 <= c < 1 << self.bits for c in _present(self.constants)),
+                any(not 0 <= c < self._limit for c in _present(self.constants)),
                 "a constant out of range",
             ),
+            (not self._tables_fit(), "such tables"),
         ):
             if wrong:
                 raise ValueError(f"a chunk cannot have {what}")
@@ -110,6 +116,22 @@ class Chunk:
         if self.coding != Coding.MODEL:
             return self.lanes == 0
         return 1 <= self.lanes <= MAX_LANES and self.lanes.bit_count() == 1
+
+    @property
+    def _limit(self) -> int:
+        """What constants stay below; tables take bits away that a constant may need."""
+        return 1 << (16 if any(self.tables) else self.bits)
+
+    def _tables_fit(self) -> bool:
+        if not self.tables:
+            return True
+        if len(self.tables) != len(self.constants) or self.coding != Coding.MODEL:
+            return False
+        return any(self.tables) and all(
+            table is None
+            or (constant is None and 0 < len(table) <= 1 << self.bits and _ascends(table))
+            for table, constant in zip(self.tables, self.constants, strict=True)
+        )
 
     def to_bytes(self) -> bytes:
         """Return the payload of this chunk's CHUNK record."""
@@ -130,11 +152,16 @@ class Chunk:
                 len(self.payload),
                 len(self.constants),
                 _mask(self.constants),
-                kind,
+                kind | _TABLES * bool(self.tables),
                 len(self.digests[0]),
             ),
             *(struct.pack("<H", value) for value in _present(self.constants)),
         ]
+        if self.tables:
+            parts.append(bytes([_mask(self.tables)]))
+        for table in filter(None, self.tables):
+            parts.append(struct.pack("<H", len(table) - 1))
+            parts += map(_varint, (b - a for a, b in pairwise((-1, *table))))
         if kind == _PTS_SOME:
             parts.append(_mask(self.pts).to_bytes(-(-self.frame_count // 8), "little"))
         parts += map(_varint, numbers)
@@ -156,12 +183,19 @@ class Chunk:
         )
         if frames > MAX_FRAMES:
             raise LimitExceeded(f"the chunk claims {frames} frames, more than {MAX_FRAMES}")
+        has_tables, kind = kind & _TABLES, kind & ~_TABLES
         if constant_mask >> planes or kind > _PTS_EVEN or digest_size > DIGEST_SIZE:
             raise FormatError("the chunk's header is malformed")
         constants = tuple(
             int.from_bytes(cursor.take(2), "little") if constant_mask >> p & 1 else None
             for p in range(planes)
         )
+        tables: tuple[tuple[int, ...] | None, ...] = ()
+        if has_tables:
+            table_mask = cursor.take(1)[0]
+            if table_mask >> planes or not table_mask:
+                raise FormatError("the chunk's tables are malformed")
+            tables = tuple(cursor.table() if table_mask >> p & 1 else None for p in range(planes))
         everyone = (1 << frames) - 1
         pts_mask = everyone if kind in (_PTS_ALL, _PTS_EVEN) else 0
         if kind == _PTS_SOME:
@@ -184,7 +218,9 @@ class Chunk:
         payload = cursor.take(size)
         cursor.finish()
         try:
-            return cls(coding, frames, pts, digest, digests, constants, bits, lanes, payload)
+            return cls(
+                coding, frames, pts, digest, digests, constants, bits, lanes, payload, tables
+            )
         except ValueError as error:
             raise FormatError(str(error)) from None
 
@@ -266,16 +302,25 @@ class _Cursor:
                 return value >> 1 ^ -(value & 1)
         raise FormatError("a varint of the chunk has no end")
 
+    def table(self) -> tuple[int, ...]:
+        count = int.from_bytes(self.take(2), "little") + 1
+        return tuple(accumulate((self.varint() for _ in range(count)), initial=-1))[1:]
+
     def finish(self) -> None:
         if self._position < len(self._data):
             raise FormatError("bytes follow the chunk's payload")
+
+
+def _ascends(table: tuple[int, ...]) -> bool:
+    """Whether a table's values ascend from 0 or more to below 2**16."""
+    return table[0] >= 0 and table[-1] < 1 << 16 and all(a < b for a, b in pairwise(table))
 
 
 def _present(values: Iterable[int | None]) -> Iterator[int]:
     return (value for value in values if value is not None)
 
 
-def _mask(values: tuple[int | None, ...]) -> int:
+def _mask(values: tuple[object, ...]) -> int:
     """Return the integer whose bit i is set where values[i] is not None."""
     bits = "".join("0" if value is None else "1" for value in values)
     return int(bits[::-1], 2)

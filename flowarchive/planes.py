@@ -61,6 +61,62 @@ def bits_needed(planes: Sequence[Plane]) -> int:
     return max(MIN_BITS, top.bit_length())
 
 
+def tabulate(
+    frames: Sequence[Sequence[Plane]], bits: int
+) -> tuple[list[tuple[int, ...] | None], list[list[Plane]], int]:
+    """Replace deep samples that have few values by their places in tables of these values.
+
+    Args:
+        frames: Each frame's planes.
+        bits: Their depth, from `bits_needed`.
+
+    Returns:
+        A table of ascending values for each plane, or None; the frames, with places where there
+        is a table; and the depth that is left. There are no tables where they would leave it.
+    """
+    values = [_values(column, bits) for column in zip(*frames, strict=True)] if frames else []
+    tables = [None if v is None or v.size > 1 << (bits - 1) else v for v in values]
+    left = max(
+        (bits if t is None else max(MIN_BITS, (t.size - 1).bit_length()) for t in tables),
+        default=bits,
+    )
+    if left == bits:
+        return [None] * len(values), [list(group) for group in frames], bits
+    places = [
+        [p if t is None else _places(p, t) for t, p in zip(tables, group, strict=True)]
+        for group in frames
+    ]
+    return [None if t is None else tuple(t.tolist()) for t in tables], places, left
+
+
+def look_up(planes: Sequence[Plane], tables: Sequence[tuple[int, ...] | None]) -> tuple[Plane, ...]:
+    """Undo `tabulate` for one frame; no tables at all leave it as it is.
+
+    Raises:
+        FormatError: A place is beyond its table.
+    """
+    out = []
+    for plane, table in zip(planes, tables or [None] * len(planes), strict=True):
+        if table is not None and int(plane.max()) >= len(table):
+            raise FormatError("a decoded sample is beyond its chunk's table")
+        out.append(plane if table is None else np.array(table, dtype=np.uint16)[plane])
+    return tuple(out)
+
+
+def _places(plane: Plane, values: NDArray[np.int64]) -> NDArray[np.uint16]:
+    return np.searchsorted(values, plane).astype(np.uint16)
+
+
+def _values(planes: Sequence[Plane], bits: int) -> NDArray[np.int64] | None:
+    """The ascending values of a plane in all frames, or None for shallow samples."""
+    if bits == MIN_BITS:
+        return None
+    seen = np.zeros(1 << bits, dtype=bool)
+    for plane in planes:
+        seen[plane] = True
+    return np.flatnonzero(seen)
+
+
 def split(planes: Sequence[Plane], letters: str, bits: int) -> Components:
     """Turn component planes into centered integers.
 

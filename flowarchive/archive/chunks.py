@@ -113,17 +113,21 @@ def encode_chunk(
     moving = [[frame.planes[i] for i in coded] for frame in frames]
     bits = max((planes.bits_needed(group) for group in moving), default=planes.MIN_BITS)
     bits = max([bits, *(value.bit_length() for value in constants if value is not None)])
+    tables, places, table_bits = planes.tabulate(moving, bits)
     message = Message(_lanes(sum(plane.size for group in moving for plane in group)))
     ideal = 0.0
     if coded:
-        components = [planes.split(group, letters, bits) for group in moving]
+        components = [planes.split(group, letters, table_bits) for group in places]
         with _memory_errors():
-            ideal = model.push_frames(message, components, letters, bits, threads)
+            ideal = model.push_frames(message, components, letters, table_bits, threads)
     coding, payload = Coding.MODEL, message.to_bytes()
     stored = b"".join(_little_endian(plane) for group in moving for plane in group)
     stored_coding, stored_payload = store_planes(stored)
     if len(stored_payload) < len(payload):
         coding, payload, ideal = stored_coding, stored_payload, 8.0 * len(stored_payload)
+        tables, table_bits = [None] * len(coded), bits
+    every = iter(tables)
+    whole = tuple(next(every) if value is None else None for value in constants)
     digests = [frame.digest() for frame in frames]
     digest_size = min(video_format.bytes_per_frame // BYTES_PER_DIGEST_BYTE, DIGEST_SIZE)
     chunk = Chunk(
@@ -133,9 +137,10 @@ def encode_chunk(
         digest=combine_digests(digests),
         digests=tuple(digest[:digest_size] for digest in digests),
         constants=constants,
-        bits=bits,
+        bits=table_bits,
         lanes=len(message.head) if coding == Coding.MODEL else 0,
         payload=payload,
+        tables=whole if any(table is not None for table in whole) else (),
     )
     return chunk, ideal
 
@@ -202,12 +207,15 @@ def _pop_frames(
     threads: int,
 ) -> list[tuple[Plane, ...]]:
     message = Message.from_bytes(chunk.payload, chunk.lanes)
+    tables = [
+        table for table, value in zip(chunk.tables, chunk.constants, strict=False) if value is None
+    ]
     if not shapes:
         moving: list[tuple[Plane, ...]] = [()] * chunk.frame_count
     else:
         with _memory_errors():
             moving = [
-                planes.merge(components, letters, chunk.bits, dtype)
+                planes.look_up(planes.merge(components, letters, chunk.bits, dtype), tables)
                 for components in model.pop_frames(
                     message, chunk.frame_count, shapes, letters, chunk.bits, threads
                 )
