@@ -1,4 +1,4 @@
-"""Linear prediction that learns from the decoded past, one more anchor of the mixture.
+"""What learns from the decoded past: linear prediction, one more anchor, and scale correction.
 
 Every sample of a phase is predicted from the known samples around it and from the two
 motion-compensated references, by the filter of its class:
@@ -18,8 +18,9 @@ anything is multiplied.
     predictor   LinearPredictor, DefaultFilters
     rows        features, classes, predictions and products: integers
     solve       filters out of sums: ordered float64
+    correction  ScaleCorrection, which puts the mixtures' scales right in the same spirit
 
-This package knows lattices and integers. It must not know motion, networks or symbols.
+This package knows lattices, mixtures and integers. It must not know motion or networks.
 
 References:
     Wu, Barthel and Zhang, "Piecewise 2D autoregression for predictive image coding", 1998, and
@@ -28,6 +29,7 @@ References:
 
 from __future__ import annotations
 
+from flowarchive.adaptive.correction import ScaleCorrection
 from flowarchive.adaptive.predictor import (
     LEVEL_GROUPS,
     DefaultFilters,
@@ -55,5 +57,6 @@ __all__ = [
     "WEIGHT_LIMIT",
     "DefaultFilters",
     "LinearPredictor",
+    "ScaleCorrection",
     "level_group",
 ]
