@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowarchive import features, lattice
-from flowarchive.adaptive import LinearPredictor
+from flowarchive.adaptive import LinearPredictor, ScaleCorrection, level_group
 from flowarchive.ans import compiled
 from flowarchive.codec import Coder
 from flowarchive.entropy import LogisticMixture
@@ -102,11 +102,13 @@ class References:
         first: The planes of the last frame, compensated, int32 [N, h, w] in quarters.
         second: Alike, of the frame before; or the first again.
         predictors: The adaptive predictor of each plane.
+        correction: Corrects the scales of all these planes.
     """
 
     first: Int32
     second: Int32
     predictors: Sequence[LinearPredictor]
+    correction: ScaleCorrection
 
 
 def code_planes(
@@ -159,6 +161,7 @@ def learn(coded: Int32, luma: tuple[Int32, ...] | None, references: References, 
             predictor.learn(*views.of_plane(n), level, shift)
     for predictor in references.predictors:
         predictor.end_frame()
+    references.correction.end_frame()
 
 
 class _Views:
@@ -175,11 +178,13 @@ class _Views:
         self.luma = None if luma is None else tuple(lattice.bordered(p, level) for p in luma)
         self.references: tuple[Int32, Int32] | None = None
         self.predictors: Sequence[LinearPredictor] = ()
+        self.correction: ScaleCorrection | None = None
         if references is not None:
             first = lattice.bordered(references.first, level)
             same = references.second is references.first
             second = first if same else lattice.bordered(references.second, level)
             self.references, self.predictors = (first, second), references.predictors
+            self.correction = references.correction
 
     def cut(self, planes: slice, rows: slice) -> _Views:
         """Return a part of the planes, or of the rows of a single plane; nothing is copied."""
@@ -249,7 +254,13 @@ def _code_level(
             BORDER + phase.row : BORDER + h : 2,
             BORDER + phase.column : BORDER + w : 2,
         ]
-        symbols = walk.coder.code(mixture, (here // QUARTERS).reshape(-1), mean, scale, weight)
+        known = (here // QUARTERS).reshape(-1)
+        slot, corrected = (level_group(level), index), scale
+        if views.correction is not None:
+            corrected = views.correction.correct(*slot, scale, weight)
+        symbols = walk.coder.code(mixture, known, mean, corrected, weight)
+        if views.correction is not None:
+            views.correction.learn(*slot, symbols, mean, scale, weight)
         here[:] = symbols.reshape(here.shape) * QUARTERS
         lattice.extend(plane)
 

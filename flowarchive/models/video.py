@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowarchive import adaptive, exact, features, lattice, motion, planes
-from flowarchive.adaptive import LinearPredictor
+from flowarchive.adaptive import LinearPredictor, ScaleCorrection
 from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
 from flowarchive.entropy import Table
@@ -74,6 +74,7 @@ class _Past:
     def __init__(self, shape: tuple[int, int], predictors: list[list[LinearPredictor]]) -> None:
         self.learning: list[Future[None]] = []
         self._shape, self._predictors = shape, predictors
+        self._corrections = [ScaleCorrection() for _ in predictors]
         self._vectors = motion.VectorModel(), motion.VectorModel()
         self._frames: list[planes.Components] = []
         self._field = motion.zero_field(shape)
@@ -111,7 +112,7 @@ class _Past:
         if part == 0:
             while self.learning:
                 self.learning.pop().result()
-        return References(moved[0], moved[-1], self._predictors[part])
+        return References(moved[0], moved[-1], self._predictors[part], self._corrections[part])
 
 
 class VideoModel(nn.Module):
