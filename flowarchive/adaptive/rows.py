@@ -347,11 +347,11 @@ def _append(
         amounts[c, n] = 1 << (MOST_HALVINGS[c >> _TWO] - halvings)
         place[i] = c * np.uint64(batches.shape[1]) + np.uint64(n)
         filled[c] = n + 1
-    end = np.uint64(features.size)
+    end, of_tap = np.uint64(features.size), np.uint64(0)
     while start < end:
         for i in range(count):
-            flat[place[i]] = features[start + i]
-            place[i] += PITCH
+            flat[place[i] + of_tap] = features[start + i]
+        of_tap += PITCH
         start += columns
 
 
