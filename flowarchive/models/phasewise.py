@@ -8,12 +8,13 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowarchive import features, lattice
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection, level_group
@@ -113,7 +114,7 @@ class References:
 
 def code_planes(
     walk: Walk,
-    nets: nn.ModuleList,
+    nets: Sequence[PhaseNet],
     known: Int32,
     luma: tuple[Int32, ...] | None,
     references: References | None,
@@ -123,7 +124,7 @@ def code_planes(
 
     Args:
         walk: The end of the walk, and its threads.
-        nets: A `PhaseNet` for each of LEVEL_NETS groups of levels.
+        nets: Of the LEVEL_NETS groups of levels.
         known: Samples int32 [N, h, w]; a `Reader` looks at the shape alone.
         luma: For chroma, luma on the same grid in quarters, [N / 2, h, w], and with references
             theirs.
@@ -134,12 +135,13 @@ def code_planes(
         The samples, int32 [N, h, w].
     """
     mixture = samples.coder
+    correction = ScaleCorrection() if references is None else references.correction
     whole = known * QUARTERS
     _code_top(walk.coder, mixture, whole, references, samples)
     for level in reversed(range(lattice.level_count(known.shape[1:]))):
         net = nets[min(level, LEVEL_NETS - 1)]
         views = _Views(whole, level, luma, references)
-        _code_level(walk, mixture, net, views, level, samples)
+        _code_level(walk, mixture, correction, net, views, level, samples)
         step = 1 << level
         whole[:, ::step, ::step] = views.plane[:, BORDER:-BORDER, BORDER:-BORDER]
     return whole // QUARTERS
@@ -178,13 +180,11 @@ class _Views:
         self.luma = None if luma is None else tuple(lattice.bordered(p, level) for p in luma)
         self.references: tuple[Int32, Int32] | None = None
         self.predictors: Sequence[LinearPredictor] = ()
-        self.correction: ScaleCorrection | None = None
         if references is not None:
             first = lattice.bordered(references.first, level)
             same = references.second is references.first
             second = first if same else lattice.bordered(references.second, level)
             self.references, self.predictors = (first, second), references.predictors
-            self.correction = references.correction
 
     def cut(self, planes: slice, rows: slice) -> _Views:
         """Return a part of the planes, or of the rows of a single plane; nothing is copied."""
@@ -234,6 +234,7 @@ def _code_top(
 def _code_level(
     walk: Walk,
     mixture: LogisticMixture,
+    correction: ScaleCorrection,
     net: PhaseNet,
     views: _Views,
     level: int,
@@ -247,7 +248,7 @@ def _code_level(
         for bounds in _bounds(len(plane), (h + 1) // 2, (w + 1) // 2, net.reach, walk.threads)
     ]
     for index, phase in enumerate(PHASES):
-        results = walk.map(lambda part, index=index: part.predict(index), parts)
+        results = walk.map(methodcaller("predict", index), parts)
         mean, scale, weight = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
         here = plane[
             :,
@@ -255,12 +256,13 @@ def _code_level(
             BORDER + phase.column : BORDER + w : 2,
         ]
         known = (here // QUARTERS).reshape(-1)
-        slot, corrected = (level_group(level), index), scale
-        if views.correction is not None:
-            corrected = views.correction.correct(*slot, scale, weight)
+        intra = views.references is None
+        slot = (0, 0) if intra else (level_group(level), index)
+        corrected = correction.correct(*slot, scale, weight)
         symbols = walk.coder.code(mixture, known, mean, corrected, weight)
-        if views.correction is not None:
-            views.correction.learn(*slot, symbols, mean, scale, weight)
+        correction.learn(*slot, symbols, mean, scale, weight)
+        if intra:  # there is no frame before to have learned from, but a phase
+            correction.end_frame()
         here[:] = symbols.reshape(here.shape) * QUARTERS
         lattice.extend(plane)
 
@@ -417,7 +419,7 @@ def _fill_mixtures(
                 total = np.int64(0)
                 for k in range(components):
                     below = np.int64(head[best]) - np.int64(head[k])
-                    share = np.int64(table[below & 15]) >> min(below >> 4, 31)
+                    share = np.int64(table[below & 15]) >> min(below >> 4, np.int64(31))
                     weight[at, k] = share
                     total += share
                 left = np.int64(1 << WEIGHT_BITS)
@@ -427,8 +429,8 @@ def _fill_mixtures(
                     left -= share
                     offset = np.int64(head[components + k]) << shift
                     center = np.int64(anchors[n, i, j, k]) + offset
-                    mean[at, k] = min(max(center, -MAX_MEAN), MAX_MEAN)
+                    mean[at, k] = min(max(center, np.int64(-MAX_MEAN)), np.int64(MAX_MEAN))
                     index = np.int64(head[2 * components + k]) + SCALES_PER_OCTAVE * shift
-                    scale[at, k] = min(max(index, 0), SCALE_MAX)
+                    scale[at, k] = min(max(index, np.int64(0)), np.int64(SCALE_MAX))
                 weight[at, best] += left
                 at += 1
