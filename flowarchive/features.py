@@ -23,7 +23,6 @@ from flowarchive.lattice import BORDER, PHASES
 Int8 = NDArray[np.int8]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
-Whole = int | np.int64
 
 ANCHOR_ONE = 256
 """Anchors are in 1/256 of a sample."""
@@ -105,8 +104,8 @@ def intra(
 
 def inter(
     plane: Int32,
-    references: tuple[Int32, Int32],
-    luma: tuple[Int32, Int32, Int32] | None,
+    references: tuple[Int32, ...],
+    luma: tuple[Int32, ...] | None,
     linear: Int32,
     last: Int32,
     phase: int,
@@ -131,10 +130,15 @@ def inter(
     channels = UPDATE_CHANNELS if phase else first_channels(True, luma is None)
     seen = np.empty((count, gh, gw, channels), dtype=np.int8)
     anchors = np.empty((count, gh, gw, INTER_ANCHORS), dtype=np.int32)
-    flat = [p.reshape(-1, rows * columns) for p in (plane, *references)]
-    flat += [p.reshape(-1, rows * columns) for p in luma or (plane, *references)]
+    p, r, q = (x.reshape(-1, rows * columns) for x in (plane, *references))
+    g, gr, gq = (x.reshape(-1, rows * columns) for x in luma or (plane, *references))
     _inter(
-        *flat,
+        p,
+        r,
+        q,
+        g,
+        gr,
+        gq,
         linear,
         last,
         phase,
@@ -152,16 +156,16 @@ def inter(
 
 
 @compiled
-def _difference(value: Whole, shift: Whole) -> Whole:
+def _difference(value: np.int64, shift: int) -> np.int64:
     """A difference in quarters as a channel, in halves of a sample."""
     half = (value + ((1 << (shift + 1)) >> 1)) >> (shift + 1)
-    return min(max(half, -_MOST), _MOST)
+    return min(max(half, np.int64(-_MOST)), np.int64(_MOST))
 
 
 @compiled
-def _log(value: Whole, shift: Whole, table: Int8) -> Whole:
+def _log(value: np.int64, shift: int, table: Int8) -> np.int64:
     """A magnitude in quarters as a channel."""
-    return np.int64(table[min(abs(value) >> shift, _TABLE_SIZE - 1)])
+    return np.int64(table[min(abs(value) >> shift, np.int64(_TABLE_SIZE - 1))])
 
 
 @compiled

@@ -135,7 +135,7 @@ class VideoModel(nn.Module):
         try:
             for kind in ("intra", "inter"):
                 for part in ("luma", "chroma"):
-                    self.nets[f"{kind}_{part}"] = _levels(kind, part, **config[kind][part])
+                    self.nets[f"{kind}_{part}"] = _build(kind, part, **config[kind][part])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's config is malformed: {error}") from error
         slots = (adaptive.LEVEL_GROUPS, len(lattice.PHASES), adaptive.CLASSES)
@@ -231,7 +231,7 @@ class VideoModel(nn.Module):
         self, walk: Walk, frames: Sequence[planes.Components], past: _Past, form: _Format
     ) -> list[planes.Components]:
         """Code frames that stand on their own."""
-        nets = self.nets["intra_luma"], self.nets["intra_chroma"]
+        nets = self._levels("intra_luma"), self._levels("intra_chroma")
         lumas = np.stack([frame.luma for frame in frames])
         lumas = code_planes(walk, nets[0], lumas, None, None, form.samples(False))
         chromas: Sequence[Int32 | None] = [None] * len(frames)
@@ -271,13 +271,17 @@ class VideoModel(nn.Module):
             if chroma and lights is not None:
                 sources = done[0] * lattice.QUARTERS, lights.first, lights.second
                 seen = tuple(planes.on_grid(source, known.shape[1:]) for source in sources)
-            nets = self.nets["inter_chroma" if chroma else "inter_luma"]
+            nets = self._levels("inter_chroma" if chroma else "inter_luma")
             done.append(code_planes(walk, nets, known, seen, references, form.samples(chroma)))
             past.learning.append(walk.start(learn, done[-1], seen, references, form.shift))
             lights = lights or references
         coded = planes.Components.of_parts(done, frame.chroma is not None)
         past.remember(coded)
         return coded
+
+    def _levels(self, name: str) -> list[PhaseNet]:
+        """The networks of one kind of frame and one part of it, the finest level's first."""
+        return [net for net in self.nets[name].children() if isinstance(net, PhaseNet)]
 
     def _predictors(self, frame: planes.Components) -> list[list[LinearPredictor]]:
         """Fresh predictors for the planes of each of `Components.parts`."""
@@ -295,7 +299,8 @@ class VideoModel(nn.Module):
     def macs_per_sample(self) -> dict[str, int]:
         """Return the networks' multiplications for a sample of each kind, each way."""
         costs = {}
-        for name, levels in self.nets.items():
+        for name in self.nets:
+            levels = self._levels(name)
             nets = [levels[min(level, LEVEL_NETS - 1)] for level in range(lattice.MAX_LEVELS)]
             costs[name] = round(
                 sum(net.macs() / 4 ** (level + 1) for level, net in enumerate(nets))
@@ -311,8 +316,8 @@ class VideoModel(nn.Module):
         """
         digest = hashlib.blake2b(digest_size=16)
         noise, side = 1, 13
-        for levels in self.nets.values():
-            for net in levels:
+        for name in self.nets:
+            for net in self._levels(name):
                 state = None
                 for phase in range(len(lattice.PHASES)):
                     channels = net.channels if phase == 0 else features.UPDATE_CHANNELS
@@ -327,7 +332,7 @@ class VideoModel(nn.Module):
         return digest.hexdigest()
 
 
-def _levels(kind: str, part: str, width: int, blocks: int) -> nn.ModuleList:
+def _build(kind: str, part: str, width: int, blocks: int) -> nn.ModuleList:
     for name, value, limit in (("width", width, 256), ("blocks", blocks, 16)):
         if type(value) is not int or not 0 <= value <= limit:
             raise ValueError(f"{name} is {value!r}, may be up to {limit}")
