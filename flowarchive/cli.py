@@ -327,6 +327,10 @@ def train(
         Path | None, typer.Option(metavar="FOLDER", help="Where the config's clips are.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = False,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Train this part of the model alone; may be repeated."),
+    ] = None,
 ) -> None:
     """Train a model on clips and freeze it to exact integers."""
     with _reported(as_json=False):
@@ -334,7 +338,7 @@ def train(
 
         settings = training.read_config(config, data)
         with _progress("training") as progress:
-            print(training.train(settings, output, resume, progress))
+            print(training.train(settings, output, resume, progress, part))
 
 
 @app.command(epilog=EXIT_CODES)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from models import TINY, noisy_frames
+from safetensors import safe_open
 
 import flowarchive
 from flowarchive import exact, media, planes, store
@@ -20,8 +21,10 @@ from flowarchive.ans import Message
 from flowarchive.errors import InputError, OutputExists
 from flowarchive.frames import Frame, VideoFormat
 from flowarchive.models import IdfModel
-from flowarchive.train import Config, TrainConfig, read_config, train, validate
-from flowarchive.train.data import Clip, ClipConfig, Crops, load_clip
+from flowarchive.train import Config, PartConfig, TrainConfig, read_config, train
+from flowarchive.train.crops import Crops
+from flowarchive.train.data import Clip, ClipConfig, load_clip
+from flowarchive.train.idf import IdfPart, validate
 
 VIDEO = VideoFormat(48, 40, "yuv420p")
 SHAPE: dict[str, Any] = {"luma": {**TINY, "depth": 1}, "chroma": TINY}
@@ -43,11 +46,20 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_config(clip: Path, seconds: float, **settings: Any) -> Config:
-    training = TrainConfig(
-        minutes=seconds / 60, batch=2, crop=32, threads=1, fake_from=0.5, **settings
-    )
+    training = TrainConfig(minutes=seconds / 60, batch=2, crop=32, fake_from=0.5, **settings)
     clips = [ClipConfig(clip)]
-    return Config("idf", SHAPE, training, clips, clips)
+    return Config("idf", SHAPE, {"": PartConfig(training, clips, clips)})
+
+
+def opened(clip: Path) -> IdfPart:
+    """The model's part of the loop, ready to draw."""
+    part = IdfPart(make_config(clip, 1.0).parts[""], clip.parent)
+    part.open(IdfModel(SHAPE), 1)
+    return part
+
+
+def loss_of(part: IdfPart, model: IdfModel) -> torch.Tensor:
+    return sum(part.bits(model, part.draw(), fake=False).values())
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +73,12 @@ def trained(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def seconds_spent(folder: Path) -> float:
+    """How long a training has taken, which on a busy machine is more than it was given."""
+    with safe_open(folder / "checkpoint.safetensors", "pt") as file:
+        return float(file.metadata()["spent"])
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -71,7 +89,8 @@ def test_training_leaves_a_log_a_checkpoint_and_a_model(trained):
     assert log[-1]["fake"]
     for line in log:
         assert 0 < line["loss"] < 48  # luma and chroma added up
-        assert 0 < line["validation_bits_per_dim"] < 24
+        assert line["loss"] == pytest.approx(line["luma"] + line["chroma"], abs=2e-4)
+        assert 0 < line["validation_bits_per_dim"]["all"] < 24
     assert (trained / "checkpoint.safetensors").stat().st_size > 0
     assert not list(trained.glob("*.part"))
 
@@ -90,7 +109,7 @@ def test_the_frozen_model_codes_what_the_twin_promises(trained, clip):
     loaded = load_clip(ClipConfig(clip))
     coded = sum(network.push(Message(1), loaded.components(t), 8) for t in range(3))
     # The last line of the log is of the same average, fake-quantized.
-    promised = read_log(trained)[-1]["validation_bits_per_dim"]
+    promised = read_log(trained)[-1]["validation_bits_per_dim"]["all"]
     assert coded / (3 * VIDEO.samples_per_frame) == pytest.approx(promised, rel=0.01)
 
 
@@ -114,7 +133,7 @@ def test_a_run_resumes_where_it_stopped(trained, clip, tmp_path):
     model = train(make_config(clip, 2.0), tmp_path, resume=True)
     assert model.read_bytes() == (trained / "model.safetensors").read_bytes()
     assert read_log(tmp_path) == before
-    train(make_config(clip, 3.0), tmp_path, resume=True)
+    train(make_config(clip, seconds_spent(tmp_path) + 0.5), tmp_path, resume=True)
     after = read_log(tmp_path)
     assert after[: len(before)] == before
     assert after[-1]["step"] > before[-1]["step"]
@@ -130,20 +149,19 @@ def test_training_from_the_same_seed_begins_alike(clip):
     for _ in range(2):
         torch.manual_seed(3)
         model = IdfModel(SHAPE)
-        crops = Crops([load_clip(ClipConfig(clip))], 32, seed=1)
-        losses.append(float(model.loss(crops.draw_luma(2), *crops.draw_chroma(2)).detach()))
+        losses.append(float(loss_of(opened(clip), model).detach()))
     assert losses[0] == losses[1]
 
 
 def test_training_lowers_the_loss(clip):
     torch.manual_seed(0)
     model = IdfModel(SHAPE)
-    crops = Crops([load_clip(ClipConfig(clip))], 32, seed=1)
+    part = opened(clip)
     optimizer = torch.optim.Adamax(model.parameters(), lr=1e-2)
     losses = []
     for step in range(40):
         exact.set_fake(model, fake=step % 2 == 1)
-        loss = model.loss(crops.draw_luma(2), *crops.draw_chroma(2))
+        loss = loss_of(part, model)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -153,8 +171,11 @@ def test_training_lowers_the_loss(clip):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(IdfModel, "loss", lambda self, *a: self.luma.levels[0].couplings[0]
-                        .conditioner.linear["translation"].weight.sum() * float("nan"))  # fmt: skip
+    def nothing(self, model, batch, fake):
+        weight = model.luma.levels[0].couplings[0].conditioner.linear["translation"].weight
+        return {"luma": weight.sum() * float("nan"), "chroma": torch.zeros(())}
+
+    monkeypatch.setattr(IdfPart, "bits", nothing)
     with pytest.raises(InputError, match="not finite"):
         train(make_config(clip, 1.0), tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
@@ -240,10 +261,12 @@ def test_a_config_file_is_read_with_paths_beside_it(tmp_path):
     config = read_config(path)
     assert config.kind == "idf"
     assert config.model == {"luma": {"levels": 2}, "chroma": {}}
-    assert config.training == TrainConfig(minutes=1, crop=32)
-    assert [(Path(c.path).name, c.every) for c in config.clips] == [("ramp.y4m", 2)]
-    assert Path(config.clips[0].path).parent == tmp_path
-    assert config.validation == []
+    (part,) = config.parts.values()
+    assert part.training == TrainConfig(minutes=1, crop=32)
+    assert [(clip.path.name, clip.every) for clip in part.clips] == [("ramp.y4m", 2)]
+    assert part.clips[0].path.parent == tmp_path
+    assert part.validation == []
+    assert config.cache is None
     for old, new in (
         ('kind = "idf"', ""),
         ("crop", "corp"),
@@ -281,7 +304,7 @@ path = "clip.mkv"
 def test_a_config_out_of_range_is_refused(old, new, tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(CONFIG)
-    assert read_config(path).training.crop == 32
+    assert read_config(path).parts[""].training.crop == 32
     path.write_text(CONFIG.replace(old, new, 1))
     with pytest.raises(InputError, match="is not a training config"):
         read_config(path)

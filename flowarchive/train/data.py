@@ -1,20 +1,20 @@
-"""Batches of crops from frame sources, held in memory as integer components."""
+"""Clips for training: frames of a source, held in memory as integer components of 8 bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from flowarchive import planes
 from flowarchive.errors import InputError
 from flowarchive.frames import Plane
 from flowarchive.media import open_source
+
+Int16 = NDArray[np.int16]
+Random = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -25,60 +25,99 @@ class ClipConfig:
         path: Anything `flowarchive pack` takes.
         scale: Average blocks of scale x scale samples first, to shed a lossy source's coding noise.
         weight: How often its crops are drawn, relative to the other clips'.
-        every: Keep one frame in `every`.
+        first: Leave out so many frames.
+        every: Then keep one frame in `every`.
         limit: Keep at most so many frames.
+        yuv: Turn RGB into YUV 4:2:0, as cameras and encoders do.
+        noise: Standard deviation of noise added to moving pictures, in sample steps.
+        fit: Fit the first filters to this clip's motion; where no clip says so, to every clip's.
     """
 
     path: Path
     scale: int = 1
     weight: float = 1.0
+    first: int = 0
     every: int = 1
     limit: int = 1000
+    yuv: bool = False
+    noise: float = 0.0
+    fit: bool = False
 
     def __post_init__(self) -> None:
         for name in ("scale", "weight", "every", "limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} of {self.path} is {getattr(self, name)!r}")
+        for name in ("first", "noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} of {self.path} is {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one source: luma int16 [T, H, W] and chroma int16 [T, 2, h, w] or None."""
+    """Frames of one source.
 
-    luma: NDArray[np.int16]
-    chroma: NDArray[np.int16] | None
+    Attributes:
+        luma: int16 [T, H, W].
+        chroma: int16 [T, 2, h, w], or None.
+        weight: See ClipConfig.
+        rgb: Chroma is that of YCoCg-R, with one bit more.
+    """
+
+    luma: Int16
+    chroma: Int16 | None
     weight: float
+    rgb: bool = False
 
     def components(self, t: int) -> planes.Components:
         """Return frame `t` as models see it."""
         chroma = None if self.chroma is None else self.chroma[t].astype(np.int32)
         return planes.Components(self.luma[t].astype(np.int32), chroma)
 
+    @property
+    def letters(self) -> str:
+        """A component letter for each plane, as in `planes.split`."""
+        return "Y" if self.chroma is None else "RGB" if self.rgb else "YUV"
+
+    def frames(self, start: int, stop: int) -> Clip:
+        """Return the clip of some of the frames."""
+        chroma = None if self.chroma is None else self.chroma[start:stop]
+        return Clip(self.luma[start:stop], chroma, self.weight, self.rgb)
+
+    def limits(self, chroma: bool) -> tuple[int, int]:
+        """Return the least and the greatest sample that luma, or chroma, may hold."""
+        return (-255, 255) if chroma and self.rgb else (-128, 127)
+
 
 def load_clip(config: ClipConfig) -> Clip:
     """Read a clip into memory, at 8 bits a sample.
 
     Raises:
-        InputError: The clip holds no frame.
+        InputError: The clip holds no frame, or is to be turned into YUV and is not RGB.
     """
-    luma: list[NDArray[np.int16]] = []
-    chroma: list[NDArray[np.int16]] = []
+    luma: list[Int16] = []
+    chroma: list[Int16] = []
     with open_source(config.path) as source:
-        video_format = source.format
-        excess = video_format.layout.bit_depth - planes.MIN_BITS
+        layout = source.format.layout
+        excess = layout.bit_depth - planes.MIN_BITS
+        rgb = layout.components.startswith("RGB")
         for number, frame in enumerate(source):
-            if number % config.every:
+            if number < config.first or (number - config.first) % config.every:
                 continue
             if len(luma) == config.limit:
                 break
             shrunk = [_shrink(plane, config.scale, excess) for plane in frame.planes]
-            parts = planes.split(shrunk, video_format.layout.components, planes.MIN_BITS)
+            parts = planes.split(shrunk, layout.components, planes.MIN_BITS)
             luma.append(parts.luma.astype(np.int16))
             if parts.chroma is not None:
                 chroma.append(parts.chroma.astype(np.int16))
     if not luma:
         raise InputError(f"{config.path} holds no frame")
-    return Clip(np.stack(luma), np.stack(chroma) if chroma else None, config.weight)
+    clip = Clip(np.stack(luma), np.stack(chroma) if chroma else None, config.weight, rgb)
+    if config.yuv:
+        if not rgb:
+            raise InputError(f"{config.path} is not RGB")
+        return to_yuv420(clip)
+    return clip if config.scale == 1 else _aligned(clip)
 
 
 def _shrink(plane: Plane, scale: int, excess: int) -> NDArray[np.uint8]:
@@ -90,73 +129,55 @@ def _shrink(plane: Plane, scale: int, excess: int) -> NDArray[np.uint8]:
     return np.asarray((total + count // 2) // count, dtype=np.uint8)
 
 
-class Crops:
-    """Draws random flipped crops from clips, each clip with its weight.
+def _aligned(clip: Clip) -> Clip:
+    """Cut away the luma that stands out over chroma by more than rounding, once both are shrunk."""
+    if clip.chroma is None:
+        return clip
+    h, w = clip.luma.shape[1:]
+    rows, columns = clip.chroma.shape[2:]
+    # 253 rows over 126 are two to one, and one too many.
+    h, w = min(h, round(h / rows) * rows), min(w, round(w / columns) * columns)
+    return Clip(clip.luma[:, :h, :w], clip.chroma, clip.weight, clip.rgb)
+
+
+def to_yuv420(clip: Clip) -> Clip:
+    """Turn YCoCg-R into YUV 4:2:0 with BT.601's weights and its narrow range."""
+    assert clip.chroma is not None
+    luma = clip.luma.astype(np.int32)
+    orange, green = (clip.chroma[:, c].astype(np.int32) for c in range(2))
+    middle = luma - (green >> 1)
+    blue = middle - (orange >> 1)
+    r, g, b = (
+        np.clip(plane + 128, 0, 255).astype(np.float32)
+        for plane in (blue + orange, middle + green, blue)
+    )
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    h, w = (side // 2 * 2 for side in y.shape[1:])
+    pair = []
+    for difference in (0.564 * (b - y), 0.713 * (r - y)):
+        blocks = difference[:, :h, :w].reshape(-1, h // 2, 2, w // 2, 2)
+        pair.append(np.rint(blocks.mean(axis=(2, 4)) * (224 / 255)))
+    narrow = np.rint(y[:, :h, :w] * (219 / 255) + 16 - 128)
+    return Clip(narrow.astype(np.int16), np.stack(pair, 1).astype(np.int16), clip.weight)
+
+
+def turned(clip: Clip, random: Random, noise: float) -> Clip:
+    """Flip a clip at random in space and time, and add noise; chroma goes with luma.
 
     Args:
-        clips: Where from.
-        size: Side of a crop; chroma crops have half of it. Clips that are smaller are left out.
-        seed: Of the random numbers.
-
-    Raises:
-        InputError: No clip is large enough, or none has chroma.
+        clip: The clip.
+        random: Whence the choices.
+        noise: Standard deviation of the noise, in sample steps.
     """
+    back, across, down = random.random(3) < (0.5, 0.5, 0.3)
 
-    def __init__(self, clips: Sequence[Clip], size: int, seed: int) -> None:
-        self.size = size
-        self.random = np.random.default_rng(seed)
-        self.luma = [clip for clip in clips if min(clip.luma.shape[1:]) >= size]
-        self.chroma = [
-            clip
-            for clip in clips
-            if clip.chroma is not None and min(clip.chroma.shape[2:]) >= size // 2
-        ]
-        if not self.luma or not self.chroma:
-            raise InputError(f"no clip is large enough for crops of {size}, or none has chroma")
+    def turn(frames: Int16, chroma: bool) -> Int16:
+        frames = frames[:: -1 if back else 1]
+        frames = frames[..., :: -1 if down else 1, :: -1 if across else 1]
+        if noise:
+            loud = np.rint(frames + random.normal(0, noise, frames.shape))
+            frames = loud.clip(*clip.limits(chroma)).astype(np.int16)
+        return np.ascontiguousarray(frames)
 
-    def draw_luma(self, count: int) -> Tensor:
-        """Return luma crops, integers in float32 [count, 1, size, size]."""
-        crops = []
-        for clip in self._pick(self.luma, count):
-            frame, y, x = self._place(clip.luma.shape[0], clip.luma.shape[1:], self.size)
-            crop = clip.luma[frame, y : y + self.size, x : x + self.size]
-            crops.append(self._flip(crop[None]))
-        return _tensor(crops)
-
-    def draw_chroma(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return chroma crops [count, 2, size/2, size/2] and their luma context [count, 1, ...]."""
-        half = self.size // 2
-        crops, contexts = [], []
-        for clip in self._pick(self.chroma, count):
-            assert clip.chroma is not None
-            frame, y, x = self._place(clip.chroma.shape[0], clip.chroma.shape[2:], half)
-            crop = clip.chroma[frame, :, y : y + half, x : x + half]
-            luma = clip.luma[frame]
-            fold_h = -(-luma.shape[0] // clip.chroma.shape[2])
-            fold_w = -(-luma.shape[1] // clip.chroma.shape[3])
-            luma = luma[y * fold_h : (y + half) * fold_h, x * fold_w : (x + half) * fold_w]
-            context = planes.luma_context(luma.astype(np.int32), (half, half))
-            both = self._flip(np.concatenate([crop, context[None].astype(np.int16)]))
-            crops.append(both[:2])
-            contexts.append(both[2:])
-        return _tensor(crops), _tensor(contexts).clamp(-128, 127)
-
-    def _pick(self, clips: list[Clip], count: int) -> list[Clip]:
-        weights = np.array([clip.weight for clip in clips])
-        chosen = self.random.choice(len(clips), count, p=weights / weights.sum())
-        return [clips[i] for i in chosen]
-
-    def _place(self, frames: int, shape: tuple[int, ...], size: int) -> tuple[int, int, int]:
-        y, x = (int(self.random.integers(side - size + 1)) for side in shape)
-        return int(self.random.integers(frames)), y, x
-
-    def _flip(self, crop: NDArray[np.int16]) -> NDArray[np.int16]:
-        if self.random.random() < 0.5:
-            crop = crop[..., ::-1]
-        if self.random.random() < 0.25:
-            crop = crop[..., ::-1, :]
-        return crop
-
-
-def _tensor(crops: list[NDArray[np.int16]]) -> Tensor:
-    return torch.from_numpy(np.stack(crops).astype(np.float32))
+    chroma = None if clip.chroma is None else turn(clip.chroma, True)
+    return Clip(turn(clip.luma, False), chroma, clip.weight, clip.rgb)

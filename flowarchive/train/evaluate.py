@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+import numpy as np
 from torch import nn
 
 from flowarchive import exact, planes
 from flowarchive.ans import Message
-from flowarchive.errors import InputError
-from flowarchive.models import MODELS, IdfModel
+from flowarchive.models import IdfModel, VideoModel
+from flowarchive.train.config import Config
 from flowarchive.train.data import Clip, ClipConfig, load_clip
-from flowarchive.train.loop import CHECKPOINT, Config, read_weights, validate
+from flowarchive.train.idf import validate
+from flowarchive.train.loop import read_average
+from flowarchive.train.video import chunk_bits
+
+CHUNK = 24
+"""Frames that are coded together."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +51,40 @@ def evaluate(config: Config, directory: Path, clips: list[ClipConfig]) -> Iterat
 
     Args:
         config: What the run was made with.
-        directory: Holds the run's checkpoint.
+        directory: Holds the run's checkpoints.
         clips: What to measure on.
 
     Raises:
         InputError: There is no such checkpoint, or a clip cannot be read.
     """
-    checkpoint = directory / CHECKPOINT
-    if not checkpoint.exists():
-        raise InputError(f"there is no checkpoint {checkpoint}")
-    twin = MODELS[config.kind](config.model)
-    with safe_open(checkpoint, "pt") as file:
-        read_weights(file, "average", twin)
-    exact.set_fake(twin, fake=True)
-    frozen = exact.freeze(copy.deepcopy(twin))
+    average = read_average(config, directory)
+    exact.set_fake(average, fake=True)
+    frozen = exact.freeze(copy.deepcopy(average))
     for settings in clips:
         clip = load_clip(settings)
-        ideal, coded, samples = _code(frozen, clip)
-        yield Evaluation(
-            settings.path,
-            len(clip.luma),
-            samples,
-            validate(twin, [clip], fake=False),
-            validate(twin, [clip], fake=True),
-            ideal / samples,
-            coded / samples,
-        )
+        samples = clip.luma.size + (0 if clip.chroma is None else clip.chroma.size)
+        total = np.zeros(4)
+        for at in range(0, len(clip.luma), CHUNK):
+            chunk = clip.frames(at, at + CHUNK)
+            total += *_twin_bits(average, chunk), *_code(frozen, chunk)
+        yield Evaluation(settings.path, len(clip.luma), samples, *map(float, total / samples))
 
 
-def _code(model: nn.Module, clip: Clip) -> tuple[float, int, int]:
-    """Ideal bits, coded bits and samples of a clip on one message."""
-    assert isinstance(model, IdfModel)
-    message, ideal, samples = Message(1), 0.0, 0
-    for t in reversed(range(len(clip.luma))):
-        components = clip.components(t)
-        ideal += model.push(message, components, planes.MIN_BITS)
-        samples += components.luma.size
-        samples += 0 if components.chroma is None else components.chroma.size
-    return ideal, 8 * len(message.to_bytes()), samples
+def _twin_bits(model: nn.Module, clip: Clip) -> tuple[float, float]:
+    """Bits of a chunk by the float network, and by the fake-quantized one."""
+    if isinstance(model, IdfModel):
+        samples = clip.luma.size + (0 if clip.chroma is None else clip.chroma.size)
+        rates = [validate(model, [clip], fake) for fake in (False, True)]
+        return rates[0] * samples, rates[1] * samples
+    assert isinstance(model, VideoModel)
+    by_networks, beside = chunk_bits(model, clip)
+    return by_networks[0] + beside, by_networks[1] + beside
+
+
+def _code(model: nn.Module, clip: Clip) -> tuple[float, int]:
+    """Ideal bits and coded bits of a chunk on one message."""
+    assert isinstance(model, IdfModel | VideoModel)
+    message = Message(1)
+    components = [clip.components(t) for t in range(len(clip.luma))]
+    ideal = model.push_frames(message, components, clip.letters, planes.MIN_BITS)
+    return ideal, 8 * len(message.to_bytes())
