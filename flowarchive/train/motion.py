@@ -160,7 +160,9 @@ def teach(
                     for index, phase in enumerate(PHASES):
                         rows = slice(phase.row << level, None, 2 << level)
                         columns = slice(phase.column << level, None, 2 << level)
-                        found[n, rows, columns] = learner.predict(*view, level, index, 0, low, high)
+                        here = found[n, rows, columns]
+                        grid = learner.predict(*view, level, index, 0, low, high)
+                        here[:] = grid[: here.shape[0], : here.shape[1]]
                 learner.learn(*view, level, 0)
         # Both planes of chroma may teach the same learner: to it they are one frame.
         for learner in dict.fromkeys(learners[at : at + count]):
