@@ -161,7 +161,7 @@ class Chunk:
             parts.append(bytes([_mask(self.tables)]))
         for table in filter(None, self.tables):
             parts.append(struct.pack("<H", len(table) - 1))
-            parts += map(_varint, (b - a for a, b in pairwise((-1, *table))))
+            parts += (_groups(b - a - 1) for a, b in pairwise((-1, *table)))
         if kind == _PTS_SOME:
             parts.append(_mask(self.pts).to_bytes(-(-self.frame_count // 8), "little"))
         parts += map(_varint, numbers)
@@ -292,6 +292,10 @@ class _Cursor:
         return piece
 
     def varint(self) -> int:
+        value = self.groups()
+        return value >> 1 ^ -(value & 1)
+
+    def groups(self) -> int:
         value = 0
         for i in range(_VARINT_BYTES):
             byte = self.take(1)[0]
@@ -299,12 +303,13 @@ class _Cursor:
             if byte < 128:
                 if i and not byte:
                     raise FormatError("a varint of the chunk is longer than it need be")
-                return value >> 1 ^ -(value & 1)
+                return value
         raise FormatError("a varint of the chunk has no end")
 
     def table(self) -> tuple[int, ...]:
         count = int.from_bytes(self.take(2), "little") + 1
-        return tuple(accumulate((self.varint() for _ in range(count)), initial=-1))[1:]
+        gaps = (self.groups() + 1 for _ in range(count))
+        return tuple(accumulate(gaps, initial=-1))[1:]
 
     def finish(self) -> None:
         if self._position < len(self._data):
@@ -328,7 +333,11 @@ def _mask(values: tuple[object, ...]) -> int:
 
 def _varint(value: int) -> bytes:
     """Return a signed number as zigzag groups of seven bits, the lowest first."""
-    value = 2 * value if value >= 0 else -2 * value - 1
+    return _groups(2 * value if value >= 0 else -2 * value - 1)
+
+
+def _groups(value: int) -> bytes:
+    """Return a number that is not negative as groups of seven bits, the lowest first."""
     groups = bytearray()
     while value > 127:
         groups.append(value & 127 | 128)

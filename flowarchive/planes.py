@@ -46,6 +46,12 @@ class Components:
         chroma = [] if self.chroma is None else [self.chroma]
         return [self.luma[None], *chroma, *(plane[None] for plane in self.extra)]
 
+    @property
+    def fits_luma(self) -> bool:
+        """Whether no plane is larger than the first, so that its motion can be the frame's."""
+        h, w = self.luma.shape
+        return all(part.shape[1] <= h and part.shape[2] <= w for part in self.parts)
+
     @staticmethod
     def of_parts(parts: Sequence[Int32], chroma: bool) -> Components:
         """Undo `parts`, of a frame with or without chroma."""

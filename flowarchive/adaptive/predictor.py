@@ -122,10 +122,11 @@ class LinearPredictor:
             high: The greatest.
 
         Returns:
-            int32 [phase rows, phase columns] in 1/256 of a sample step.
+            int32 [gh, gw] in 1/256 of a sample step, gh, gw = ceil(h / 2), ceil(w / 2), also where
+            the phase has no sample.
         """
         h, w = plane.shape[0] - 2 * BORDER, plane.shape[1] - 2 * BORDER
-        out = np.empty(phase_shape((h, w), PHASES[phase]), dtype=np.int32)
+        out = np.empty(((h + 1) // 2, (w + 1) // 2), dtype=np.int32)
         weights = self.weights[level_group(level), phase]
         context = plane, ref1, ref2, *(luma or (plane, plane, plane))
         predict_rows(out, *context, phase, shift, low, high, weights, 0, out.shape[0])

@@ -164,8 +164,12 @@ def decode_chunk(
     if len(chunk.constants) != len(video_format.plane_shapes):
         raise FormatError("a chunk has another number of planes than the archive")
     _check_size(video_format, chunk.frame_count)
-    if chunk.bits > max(video_format.layout.bit_depth, planes.MIN_BITS):
+    depth = max(video_format.layout.bit_depth, planes.MIN_BITS)
+    if chunk.bits > depth:
         raise FormatError(f"a chunk has samples of {chunk.bits} bits")
+    named = [value for value in chunk.constants if value is not None]
+    if max([*named, *(table[-1] for table in chunk.tables if table)], default=0) >> depth:
+        raise FormatError(f"a chunk names samples of more than {depth} bits")
     letters = _coded_letters(video_format, chunk.constants)
     shapes = [
         shape

@@ -35,7 +35,6 @@ INTRA_TOP = SCALE_ONE + 5 * SCALES_PER_OCTAVE
 INTER_TOP = SCALE_ONE + SCALES_PER_OCTAVE
 WEIGHT_BITS = 12
 WEIGHT_STEPS = 16  # steps in an octave of a weight's logarithm
-MAX_MEAN = (1 << 27) - 1
 
 
 PART_POSITIONS = 1 << 12  # positions of a grid from which threads share the work
@@ -334,14 +333,13 @@ class _Part:
 
     def _linear(self, index: int) -> Int32:
         """The adaptive predictions of a phase, on the grid of all phases."""
-        out = np.zeros(self._last.shape, dtype=np.int32)
+        out = np.empty(self._last.shape, dtype=np.int32)
         samples = self._samples
         low, high = samples.low * features.ANCHOR_ONE, samples.high * features.ANCHOR_ONE
         for n, predictor in enumerate(self._views.predictors):
-            plane = predictor.predict(
+            out[n] = predictor.predict(
                 *self._views.of_plane(n), self._level, index, samples.shift, low, high
             )
-            out[n, : plane.shape[0], : plane.shape[1]] = plane
         return out
 
 
@@ -428,8 +426,7 @@ def _fill_mixtures(
                     weight[at, k] = share
                     left -= share
                     offset = np.int64(head[components + k]) << shift
-                    center = np.int64(anchors[n, i, j, k]) + offset
-                    mean[at, k] = min(max(center, np.int64(-MAX_MEAN)), np.int64(MAX_MEAN))
+                    mean[at, k] = np.int64(anchors[n, i, j, k]) + offset
                     index = np.int64(head[2 * components + k]) + SCALES_PER_OCTAVE * shift
                     scale[at, k] = min(max(index, np.int64(0)), np.int64(SCALE_MAX))
                 weight[at, best] += left

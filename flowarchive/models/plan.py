@@ -41,6 +41,8 @@ class Plan:
 
         Frames have to be asked for in display order.
         """
+        if not self._frames[t].fits_luma:
+            return None
         if self._ahead is not None:
             self._ahead.result()
         while len(self._found) <= t:

@@ -215,6 +215,8 @@ class VideoModel(nn.Module):
             fields = plan.fields(t) if plan else None
             kind = np.array([fields is not None], dtype=np.int32)
             has_past = t > 0 and bool(coder.code(_KINDS, kind)[0])
+            if has_past and not frame.fits_luma:
+                raise FormatError("a frame's planes do not fit its motion")
             full = (len(group) + 1) * frame.luma.size > BATCH_SAMPLES
             if group and (has_past or full):
                 yield from self._code_intra(walk, group, past, form)
@@ -285,9 +287,7 @@ class VideoModel(nn.Module):
 
     def _predictors(self, frame: planes.Components) -> list[list[LinearPredictor]]:
         """Fresh predictors for the planes of each of `Components.parts`."""
-        luma, chroma = (
-            filters.numpy().astype(np.int32) for filters in (self.luma_filters, self.chroma_filters)
-        )
+        luma, chroma = self._filters()
         return [
             [
                 LinearPredictor(chroma if part == 1 and frame.chroma is not None else luma)
@@ -295,6 +295,19 @@ class VideoModel(nn.Module):
             ]
             for part, group in enumerate(frame.parts)
         ]
+
+    def _filters(self) -> tuple[Int32, Int32]:
+        """The first filters of luma and of chroma, int32.
+
+        Raises:
+            ModelError: A weight is larger than filters may have.
+        """
+        luma, chroma = (
+            filters.numpy().astype(np.int32) for filters in (self.luma_filters, self.chroma_filters)
+        )
+        if max(np.abs(luma).max(), np.abs(chroma).max()) > adaptive.WEIGHT_LIMIT:
+            raise ModelError("a filter's weight is out of its range")
+        return luma, chroma
 
     def macs_per_sample(self) -> dict[str, int]:
         """Return the networks' multiplications for a sample of each kind, each way."""
@@ -313,8 +326,13 @@ class VideoModel(nn.Module):
 
         The input is pseudo-random (a Lehmer generator), so that the answer needs nothing but
         integers. Computed when a model is frozen and again before it is used.
+
+        Raises:
+            ModelError: The model's first filters are out of their range.
         """
         digest = hashlib.blake2b(digest_size=16)
+        for filters in self._filters():
+            digest.update(filters.astype("<i4").tobytes())
         noise, side = 1, 13
         for name in self.nets:
             for net in self._levels(name):
@@ -332,10 +350,15 @@ class VideoModel(nn.Module):
         return digest.hexdigest()
 
 
+def _check_keys(table: dict[str, Any], *names: str) -> None:
+    if set(table) != set(names):
+        raise ValueError(f"a table holds {sorted(table)}, not {sorted(names)}")
+
+
 def _build(kind: str, part: str, width: int, blocks: int) -> nn.ModuleList:
-    for name, value, limit in (("width", width, 256), ("blocks", blocks, 16)):
-        if type(value) is not int or not 0 <= value <= limit:
-            raise ValueError(f"{name} is {value!r}, may be up to {limit}")
+    for name, value, least, most in (("width", width, 1, 256), ("blocks", blocks, 0, 16)):
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"{name} is {value!r}, not in {least}..{most}")
     inter = kind == "inter"
     channels = features.first_channels(inter, part == "luma")
     anchors = features.INTER_ANCHORS if inter else features.INTRA_ANCHORS
