@@ -63,7 +63,13 @@ PHASES = (
         _STRAIGHT,
     ),
     Phase(1, 0, _STRAIGHT, _AROUND, _DIAGONAL),
-    Phase(0, 1, _STRAIGHT, (*_DIAGONAL, (-2, -1), (-2, 1), (2, -1), (2, 1)), _AROUND[:4]),
+    Phase(
+        0,
+        1,
+        _STRAIGHT,
+        (*_DIAGONAL, (-2, -1), (-2, 1), (2, -1), (2, 1)),
+        ((-2, 0), (0, -2), (0, 2), (2, 0)),
+    ),
 )
 """d, c, b in the order in which they become known."""
 
