@@ -12,10 +12,15 @@ from torch import nn
 
 from flowarchive import exact
 from flowarchive.frames import Frame, VideoFormat
-from flowarchive.models import IdfModel
+from flowarchive.models import IdfModel, VideoModel
 from flowarchive.store import save_model
 
 TINY: dict[str, Any] = {"levels": 2, "couplings": 2, "depth": 1, "width": 4, "mixtures": 2}
+
+TINY_VIDEO: dict[str, Any] = {
+    "intra": {"luma": {"width": 16, "blocks": 1}, "chroma": {"width": 8, "blocks": 0}},
+    "inter": {"luma": {"width": 8, "blocks": 1}, "chroma": {"width": 8, "blocks": 0}},
+}
 
 RUNGS: dict[str, dict[str, bool]] = {
     "idf": {"rezero": False, "inverse_permutation": False, "group_norm": False},
@@ -88,6 +93,27 @@ def make_model(seed: int = 0, **fields: Any) -> IdfModel:
 def write_model(path: Path, seed: int = 0, **fields: Any) -> Path:
     """A random frozen model as a file."""
     save_model(path, "idf", make_config(**fields), make_model(seed, **fields))
+    return path
+
+
+def make_video_model(seed: int = 0) -> VideoModel:
+    """A random frozen video model: networks that say something, filters that do, too."""
+    random = torch.Generator().manual_seed(seed)
+    model = VideoModel(TINY_VIDEO)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.3 if parameter.dim() == 1 else 0.7 / parameter[0].numel() ** 0.5
+            parameter.copy_(spread * (2 * torch.rand(parameter.shape, generator=random) - 1))
+        for filters in (model.luma_filters, model.chroma_filters):
+            filters.copy_(torch.randint(-600, 601, filters.shape, generator=random))
+    frozen = exact.freeze(model)
+    assert isinstance(frozen, VideoModel)
+    return frozen.eval()
+
+
+def write_video_model(path: Path, seed: int = 0) -> Path:
+    """A random frozen video model as a file."""
+    save_model(path, "video", TINY_VIDEO, make_video_model(seed))
     return path
 
 

@@ -118,10 +118,12 @@ class Counted:
 
     def __init__(self, network: Any) -> None:
         self.network, self.pops = network, 0
+        self.has_memory = network.has_memory
 
-    def pop(self, *args: Any) -> Any:
-        self.pops += 1
-        return self.network.pop(*args)
+    def pop_frames(self, *args: Any) -> Any:
+        for frame in self.network.pop_frames(*args):
+            self.pops += 1
+            yield frame
 
 
 def counted(archive: flowarchive.Archive) -> Counted:

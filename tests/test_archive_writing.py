@@ -18,7 +18,12 @@ from models import noisy_frames
 import flowarchive
 from flowarchive import store
 from flowarchive.archive.chunks import encode_chunk, frames_per_chunk
-from flowarchive.archive.parallel import OrderedPool, ordered_map, worker_count
+from flowarchive.archive.parallel import (
+    OrderedPool,
+    ordered_map,
+    threads_per_chunk,
+    worker_count,
+)
 from flowarchive.chunk import Coding
 from flowarchive.errors import (
     ChecksumMismatch,
@@ -219,6 +224,7 @@ def test_chunks_hold_about_two_megabytes_unless_told_otherwise():
     assert frames_per_chunk(VideoFormat(1920, 1080, "yuv420p")) == 1
     assert frames_per_chunk(VideoFormat(640, 360, "yuv420p")) == 6
     assert frames_per_chunk(VideoFormat(640, 360, "yuv420p"), 99) == 99
+    assert frames_per_chunk(VideoFormat(16, 16, "gray")) == 1 << 10
     with pytest.raises(LimitExceeded):
         frames_per_chunk(VideoFormat(640, 360, "yuv420p"), 10_000)
     with pytest.raises(LimitExceeded):
@@ -226,6 +232,15 @@ def test_chunks_hold_about_two_megabytes_unless_told_otherwise():
     assert worker_count(3) == 3
     assert worker_count(None) >= 1
     assert list(ordered_map(str, [], 4)) == []
+
+
+def test_chunks_of_a_model_with_memory_are_longer():
+    for size, frames in (((1920, 1080), 16), ((640, 360), 64), ((64, 64), 64), ((8, 8), 2730)):
+        video_format = VideoFormat(*size, "yuv420p")
+        assert frames_per_chunk(video_format, has_memory=True) == frames
+        assert frames_per_chunk(video_format, 5, has_memory=True) == 5
+    assert threads_per_chunk(1, True) == threads_per_chunk(8, False) == 1
+    assert threads_per_chunk(2, True) == threads_per_chunk(8, True) == 2
 
 
 # What cannot be made smaller

@@ -41,7 +41,7 @@ class PackReport:
     lossy_source: bool = False
     chunks: int = 2
     chunks_stored: int = 0
-    model_name: str = "idf"
+    model_name: str = "video"
     model_embedded: bool = False
 
 
@@ -171,7 +171,7 @@ def test_pack_defaults(fake):
     assert invoke("pack", "clip.mkv").exit_code == 0
     assert fake.calls == [
         ("pack", ("clip.mkv", None), {
-            "model": "idf", "chunk_frames": None, "embed_model": "auto", "jobs": None,
+            "model": "video", "chunk_frames": None, "embed_model": "auto", "jobs": None,
             "force": False, "progress": None,
         })
     ]  # fmt: skip
@@ -182,7 +182,7 @@ def test_pack_says_which_promise_it_kept(fake):
     out = invoke("pack", "clip.mkv").stdout
     assert "every sample of every frame, the timestamps and the color description" in out
     assert "not the source file's own bytes, not its audio" in out
-    assert "\nmodel    idf, named by its SHA-256" in out
+    assert "\nmodel    video, named by its SHA-256" in out
     assert "911,174" in out
     assert "1,000,000" in out
     fake.answer = PackReport(lossy_source=False)
