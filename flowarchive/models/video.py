@@ -345,8 +345,7 @@ class VideoModel(nn.Module):
                         values.append(noise % 255 - 127)
                     seen = torch.tensor(values, dtype=torch.float32)
                     state, out = net(phase, seen.reshape(1, channels, side, side), state)
-                    for tensor in (state, out):
-                        digest.update(tensor.contiguous().numpy().astype("<i4").tobytes())
+                    digest.update(out.contiguous().numpy().astype("<i4").tobytes())
         return digest.hexdigest()
 
 
