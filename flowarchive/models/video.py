@@ -133,7 +133,9 @@ class VideoModel(nn.Module):
         super().__init__()
         self.nets = nn.ModuleDict()
         try:
+            _check_keys(config, "intra", "inter")
             for kind in ("intra", "inter"):
+                _check_keys(config[kind], "luma", "chroma")
                 for part in ("luma", "chroma"):
                     self.nets[f"{kind}_{part}"] = _build(kind, part, **config[kind][part])
         except (KeyError, TypeError, ValueError) as error:
