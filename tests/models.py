@@ -33,6 +33,7 @@ RUNGS: dict[str, dict[str, bool]] = {
 """The rungs of the paper's ladder that change the network."""
 
 SCALE_SHIFT = 9  # indices of the table of scales: 8 are an octave
+VIDEO_SCALE = 64  # such an index, of eight sample steps
 
 
 def make_config(**fields: Any) -> dict[str, Any]:
@@ -101,9 +102,13 @@ def make_video_model(seed: int = 0) -> VideoModel:
     random = torch.Generator().manual_seed(seed)
     model = VideoModel(TINY_VIDEO)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             spread = 0.3 if parameter.dim() == 1 else 0.7 / parameter[0].numel() ** 0.5
             parameter.copy_(spread * (2 * torch.rand(parameter.shape, generator=random) - 1))
+            if ".heads." in name:  # they speak softly, and of widths like those of `noisy_frames`
+                parameter.mul_(0.2)
+                if parameter.dim() == 1:
+                    parameter[2 * len(parameter) // 3 :] += VIDEO_SCALE / exact.UNIT
         for filters in (model.luma_filters, model.chroma_filters):
             filters.copy_(torch.randint(-600, 601, filters.shape, generator=random))
     frozen = exact.freeze(model)
