@@ -14,13 +14,18 @@ NONE, ALL, SOME, EVEN = 0, 1, 2, 3
 
 @dataclass
 class Chunk:
-    """The fields of one chunk; a constant that is None belongs to a plane in `payload`."""
+    """The fields of one chunk.
+
+    A constant that is None belongs to a plane in `payload`, a table that is None to one whose
+    samples are coded themselves.
+    """
 
     frame_count: int
     coding: int
     bits: int
     lanes: int
     constants: list[int | None]
+    tables: list[list[int] | None]
     pts: list[int | None]
     digest: bytes
     digests: list[bytes]
@@ -68,20 +73,41 @@ def read_chunk(payload: bytes) -> Chunk:
         demand(lanes == 0, "lanes")
     demand(1 <= plane_count <= 8, "plane_count")
     demand(mask < 2**plane_count, "constant_mask")
-    demand(pts_kind in (NONE, ALL, SOME, EVEN), "pts_kind")
+    demand(pts_kind < 8, "pts_kind")
+    pts_kind, has_tables = pts_kind % 4, pts_kind >= 4
     demand(digest_size <= 16, "digest_size")
     constants: list[int | None] = [None] * plane_count
     for plane in range(plane_count):
         if mask >> plane & 1:
             (value,) = struct.unpack("<H", cursor.take(2))
-            demand(value < 2**bits, "constants")
+            demand(value < 2**bits or has_tables, "constants")
             constants[plane] = value
+    tables: list[list[int] | None] = [None] * plane_count
+    if has_tables:
+        demand(coding == MODEL, "tables without a model")
+        (table_mask,) = cursor.take(1)
+        demand(0 < table_mask < 2**plane_count and not table_mask & mask, "table_mask")
+        for plane in range(plane_count):
+            if table_mask >> plane & 1:
+                tables[plane] = read_table(cursor, bits)
     pts = read_pts(cursor, frame_count, pts_kind)
     digest = cursor.take(16)
     digests = [cursor.take(digest_size) for _ in range(frame_count)]
     data = cursor.take(size)
     demand(cursor.position == len(payload), "bytes after the chunk")
-    return Chunk(frame_count, coding, bits, lanes, constants, pts, digest, digests, data)
+    return Chunk(frame_count, coding, bits, lanes, constants, tables, pts, digest, digests, data)
+
+
+def read_table(cursor: Cursor, bits: int) -> list[int]:
+    """Section "tables": the values of one plane."""
+    (size,) = struct.unpack("<H", cursor.take(2))
+    demand(size < 2**bits, "a table that is too large")
+    values = []
+    last = -1
+    for _ in range(size + 1):
+        last += cursor.varint() + 1
+        values.append(last)
+    return values
 
 
 def read_pts(cursor: Cursor, frame_count: int, pts_kind: int) -> list[int | None]:

@@ -10,9 +10,11 @@ from reference.chunk import MODEL, RAW, Chunk, read_chunk
 from reference.container import read_container, read_zstd
 from reference.layouts import LAYOUTS, plane_shapes
 from reference.message import Message
-from reference.networks import Model, Plane, Planes, read_model_file
-from reference.planes import Shape, pop_frame
+from reference.model import Model, read_model_file
+from reference.networks import Plane, Planes
+from reference.planes import Shape, pop_frame, to_samples
 from reference.refusal import demand
+from reference.video import Walk
 
 MAX_PAYLOAD = 2**30
 Frame = tuple[int | None, Planes]
@@ -53,18 +55,14 @@ def decode_chunk(chunk: Chunk, video: dict[str, Any], model: Model | None) -> li
     shapes = plane_shapes(video["pix_fmt"], video["width"], video["height"])
     demand(len(chunk.constants) == len(shapes), "plane_count")
     demand(chunk.bits <= depth, "bits")
+    named = [c for c in chunk.constants if c is not None]
+    named += [table[-1] for table in chunk.tables if table is not None]
+    demand(all(value < 2**depth for value in named), "a constant or a table")
     coded = [p for p, constant in enumerate(chunk.constants) if constant is None]
     coded_shapes = [shapes[p] for p in coded]
     if chunk.coding == MODEL:
         assert model is not None
-        message = Message(chunk.payload, chunk.lanes)
-        parts = [
-            pop_frame(message, model, "".join(letters[p] for p in coded), coded_shapes, chunk.bits)
-            if coded
-            else []
-            for _ in range(chunk.frame_count)
-        ]
-        demand(message.is_empty(), "bits are left over")
+        parts = model_planes(chunk, "".join(letters[p] for p in coded), coded_shapes, model)
     else:
         parts = stored_planes(chunk, coded_shapes, sample_size)
     computed = []
@@ -75,7 +73,6 @@ def decode_chunk(chunk: Chunk, video: dict[str, Any], model: Model | None) -> li
             for constant, (height, width) in zip(chunk.constants, shapes, strict=True)
         ]
         samples = [s for plane in planes for row in plane for s in row]
-        demand(all(0 <= s < 2**chunk.bits for s in samples), "a sample out of range")
         packed = b"".join(s.to_bytes(sample_size, "little") for s in samples)
         computed.append(hashlib.blake2b(packed, digest_size=16).digest())
         frames.append((pts, planes))
@@ -83,6 +80,26 @@ def decode_chunk(chunk: Chunk, video: dict[str, Any], model: Model | None) -> li
         demand(whole.startswith(digest), "a frame's digest", "ChecksumMismatch")
     whole = hashlib.blake2b(b"".join(computed), digest_size=16).digest()
     demand(whole == chunk.digest, "the chunk's digest", "ChecksumMismatch")
+    return frames
+
+
+def model_planes(chunk: Chunk, letters: str, shapes: list[Shape], model: Model) -> list[Planes]:
+    """The coded planes of each frame from a payload of coding MODEL."""
+    message = Message(chunk.payload, chunk.lanes)
+    frames: list[Planes] = [[] for _ in range(chunk.frame_count)]
+    if letters and model.kind == "video":
+        integers = Walk(message, model, letters, shapes, chunk.bits).pop_frames(chunk.frame_count)
+    elif letters:
+        integers = [pop_frame(message, model, letters, shapes, chunk.bits) for _ in frames]
+    else:
+        integers = []
+    demand(message.is_empty(), "bits are left over")
+    tables = [t for t, c in zip(chunk.tables, chunk.constants, strict=True) if c is None]
+    for frame, whole in zip(frames, integers, strict=bool(letters)):
+        for plane, table in zip(to_samples(whole, letters, chunk.bits), tables, strict=True):
+            top = 2**chunk.bits if table is None else len(table)
+            demand(all(0 <= s < top for row in plane for s in row), "a sample out of range")
+            frame.append([[s if table is None else table[s] for s in row] for row in plane])
     return frames
 
 
@@ -99,6 +116,8 @@ def stored_planes(chunk: Chunk, shapes: list[Shape], sample_size: int) -> list[P
     )
 
     def plane(height: int, width: int) -> Plane:
-        return [[next(samples) for _ in range(width)] for _ in range(height)]
+        rows = [[next(samples) for _ in range(width)] for _ in range(height)]
+        demand(max(map(max, rows)) < 2**chunk.bits, "a sample out of range")
+        return rows
 
     return [[plane(*shape) for shape in shapes] for _ in range(chunk.frame_count)]

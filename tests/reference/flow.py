@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from reference.message import Message
 from reference.mixture import LogisticMixture
-from reference.networks import Model, Plane, Planes, clamp, conditioner, each, scaled
+from reference.model import Model
+from reference.networks import Plane, Planes, clamp, conditioner, each, scaled
 
 # (row, column) in a 2 x 2 block, in the order of a squeeze.
 CORNERS = ((0, 0), (1, 1), (0, 1), (1, 0))

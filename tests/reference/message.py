@@ -47,6 +47,10 @@ class Message:
                 symbols[row + lane] = self._pop(lane, models[row + lane])
         return symbols
 
+    def begin_array(self) -> Array:
+        """Begin to pop an array whose models depend on the elements before."""
+        return Array(self)
+
     def pop_uniform_array(self, ranges: Sequence[int]) -> list[int]:
         """Sections "Order" and "Uniform values": pop one value in [0, R) for each R."""
         values = [0] * len(ranges)
@@ -58,11 +62,16 @@ class Message:
 
     def _pop(self, lane: int, model: EntropyModel) -> int:
         """Section "Intervals"."""
+        symbol = self.take(lane, model)
+        self.refill(lane)
+        return symbol
+
+    def take(self, lane: int, model: EntropyModel) -> int:
+        """The part of a pop that does not touch the tail."""
         h = self.head[lane]
         slot = h % 2**model.precision
         symbol, start, freq = model.find(slot)
         self.head[lane] = freq * (h // 2**model.precision) + slot - start
-        self._refill(lane)
         return symbol
 
     def _pop_uniform(self, lane: int, size: int) -> int:
@@ -75,10 +84,32 @@ class Message:
             self.tail.append(h % 2**32)
             h //= 2**32
         self.head[lane] = h // size
-        self._refill(lane)
+        self.refill(lane)
         return h % size
 
-    def _refill(self, lane: int) -> None:
+    def refill(self, lane: int) -> None:
+        """The part of a pop that does."""
         if self.head[lane] < 2**31:
             demand(bool(self.tail), "a word is needed and none is left", "MessageExhausted")
             self.head[lane] = self.head[lane] * 2**32 + self.tail.pop()
+
+
+class Array:
+    """An array that is popped element by element: lanes take their words at the end of a row."""
+
+    def __init__(self, message: Message) -> None:
+        self.message, self.lane = message, 0
+
+    def pop(self, model: EntropyModel) -> int:
+        """The next element."""
+        symbol = self.message.take(self.lane, model)
+        self.lane += 1
+        if self.lane == len(self.message.head):
+            self.end()
+        return symbol
+
+    def end(self) -> None:
+        """End the row."""
+        for lane in reversed(range(self.lane)):
+            self.message.refill(lane)
+        self.lane = 0

@@ -1,4 +1,4 @@
-"""Section "Logistic mixture"."""
+"""Sections "Logistic mixture" and "Table"."""
 
 from __future__ import annotations
 
@@ -75,3 +75,20 @@ def sig(z: int, mean: int, scale: int) -> int:
     argument = min(max(argument, -18 * 2**20), 18 * 2**20 - 1) + 18 * 2**20
     step, fraction = argument >> 14, argument % 2**14
     return SIGMOID[step] + ((SIGMOID[step + 1] - SIGMOID[step]) * fraction >> 14)
+
+
+class Table:
+    """Section "Table": frozen frequencies whose sum is a power of two."""
+
+    def __init__(self, freqs: Sequence[int]) -> None:
+        self.freqs = freqs
+        self.precision = sum(freqs).bit_length() - 1
+
+    def find(self, slot: int) -> tuple[int, int, int]:
+        """The symbol that owns a slot, its start and its freq."""
+        start = 0
+        for symbol, freq in enumerate(self.freqs):
+            if slot < start + freq:
+                return symbol, start, freq
+            start += freq
+        raise AssertionError

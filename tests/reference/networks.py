@@ -1,4 +1,4 @@
-"""Section "Networks": the model file, and the layers of a conditioner on lists of integers.
+"""Section "Networks": the layers of a conditioner on lists of integers, and their tensors.
 
 A plane is a list of rows, an array of planes a list of channels.
 """
@@ -6,15 +6,12 @@ A plane is a list of rows, an array of planes a list of channels.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal, localcontext
-from math import isqrt, prod
+from math import isqrt
 from typing import Any
-
-from reference.refusal import Refused, demand
 
 Plane = list[list[int]]
 Planes = list[Plane]
@@ -46,39 +43,6 @@ class Tensor:
 Tensors = dict[str, Tensor]
 
 
-@dataclass
-class Model:
-    """A model file, taken apart."""
-
-    config: dict[str, FlowConfig]
-    tensors: Tensors
-
-
-def read_model_file(data: bytes) -> Model:
-    """Take a safetensors file apart and check what it holds."""
-    try:
-        (length,) = struct.unpack_from("<Q", data)
-        header = json.loads(data[8 : 8 + length])
-        metadata: dict[str, Any] = header.pop("__metadata__")
-        fields = json.loads(metadata["config"])
-        config = {name: FlowConfig(**fields[name]) for name in ("luma", "chroma")}
-        tensors, found = {}, {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            code = {"I8": "b", "I16": "h", "I32": "i"}[entry["dtype"]]
-            raw = data[8 + length + begin : 8 + length + end]
-            shape = entry["shape"]
-            tensors[name] = Tensor(shape, list(struct.unpack(f"<{prod(shape)}{code}", raw)))
-            found[name] = (entry["dtype"], shape)
-    except (KeyError, TypeError, ValueError, struct.error) as error:
-        raise Refused("ModelError", "the model file is malformed") from error
-    demand(metadata["kind"] == "idf", "another kind of model", "ModelError")
-    expected = {**wanted("luma", config["luma"], 1, 0), **wanted("chroma", config["chroma"], 2, 4)}
-    demand(found == expected, "other tensors than config asks for", "ModelError")
-    check_tensors(tensors)
-    return Model(config, tensors)
-
-
 Wanted = dict[str, tuple[str, list[int]]]
 
 
@@ -105,14 +69,21 @@ def wanted(flow: str, config: FlowConfig, channels: int, context: int) -> Wanted
     return result
 
 
+def wanted_convolution(name: str, dtype: str, outputs: int, inputs: int, k: int) -> Wanted:
+    """Type and shape of the tensors of a convolution, by name."""
+    return {
+        f"{name}.weight": (dtype, [outputs, inputs, k, k]),
+        f"{name}.bias": ("I32", [outputs]),
+        f"{name}.shift": ("I8", [outputs]),
+    }
+
+
 def wanted_conditioner(name: str, config: FlowConfig, inputs: int, heads: dict[str, int]) -> Wanted:
     """Type and shape of every tensor of a conditioner, by name."""
     result: Wanted = {}
 
-    def add_convolution(part: str, dtype: str, outputs: int, inputs: int, k: int) -> None:
-        result[f"{name}.{part}.weight"] = (dtype, [outputs, inputs, k, k])
-        result[f"{name}.{part}.bias"] = ("I32", [outputs])
-        result[f"{name}.{part}.shift"] = ("I8", [outputs])
+    def add_convolution(part: str, *sizes: Any) -> None:
+        result.update(wanted_convolution(f"{name}.{part}", *sizes))
 
     width = config.width
     for d in range(config.depth):
@@ -125,31 +96,6 @@ def wanted_conditioner(name: str, config: FlowConfig, inputs: int, heads: dict[s
         add_convolution(f"linear.{head}", "I16", outputs, inputs, 3)
         add_convolution(f"dense.{head}", "I16", outputs, config.depth * width, 1)
     return result
-
-
-def check_tensors(tensors: Tensors) -> None:
-    """The ranges of sections "Coding of a latent", "Convolution" and "Normalization"."""
-    limits = {
-        "shift": (-32, 24),
-        "gain": (-(2**24), 2**24),
-        "offset": (-(2**24), 2**24),
-        "prior.mean": (1 - 2**23, 2**23 - 1),
-    }
-    for name, tensor in tensors.items():
-        for ending, (least, most) in limits.items():
-            if name.endswith(f".{ending}"):
-                demand(all(least <= v <= most for v in tensor.values), name, "ModelError")
-        if name.endswith(".prior.weight"):
-            k = tensor.shape[1]
-            rows = [tensor.values[i : i + k] for i in range(0, len(tensor.values), k)]
-            demand(all(min(r) >= 0 and sum(r) == 4096 for r in rows), name, "ModelError")
-        elif name.endswith(".weight"):
-            # float32 arithmetic has to be exact.
-            biases = tensors[name.removesuffix("weight") + "bias"].values
-            taps = prod(tensor.shape[1:])
-            for o, bias in enumerate(biases):
-                total = sum(abs(w) for w in tensor.values[o * taps : (o + 1) * taps])
-                demand(total * 128 + abs(bias) < 2**24, name, "NotReproducible")
 
 
 def clamp(x: int, least: int = -128, most: int = 127) -> int:

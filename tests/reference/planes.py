@@ -1,35 +1,43 @@
-"""Section "Planes": the planes of a chunk from the flows' integers."""
+"""Section "Planes": the planes of a chunk from its integers."""
 
 from __future__ import annotations
 
 from reference.flow import Flow
 from reference.message import Message
-from reference.networks import Model, Plane, Planes, clamp, scaled
+from reference.model import Model
+from reference.networks import Plane, Planes, clamp, scaled
 
 Shape = tuple[int, int]
 
 
+Integers = tuple[Plane, Planes, Planes]
+
+
 def pop_frame(
     message: Message, model: Model, letters: str, shapes: list[Shape], bits: int
-) -> Planes:
-    """Pop the coded planes of one frame, whose (height, width) are `shapes`."""
+) -> Integers:
+    """Pop the integers of one frame with the flows: luma, chroma or nothing, further planes."""
     luma, chroma = Flow(model, "luma", bits), Flow(model, "chroma", bits)
-    center = 2 ** (bits - 1)
 
     def pop_alone(shape: Shape) -> Plane:
         return luma.pop(message, 1, *shape, None)[0]
 
-    def shown(plane: Plane) -> Plane:
-        return [[s + center for s in row] for row in plane]
-
-    if letters[:3] not in ("YUV", "RGB"):
-        return [shown(pop_alone(shape)) for shape in shapes]
     first = pop_alone(shapes[0])
+    if letters[:3] not in ("YUV", "RGB"):
+        return first, [], [pop_alone(shape) for shape in shapes[1:]]
     pair = chroma.pop(message, 2, *shapes[1], context_of(first, shapes[1], bits - 8))
-    extra = [shown(pop_alone(shape)) for shape in shapes[3:]]
-    if letters[:3] == "YUV":
-        return [shown(first), shown(pair[0]), shown(pair[1]), *extra]
-    return [*colors(first, *pair, center), *extra]
+    return first, pair, [pop_alone(shape) for shape in shapes[3:]]
+
+
+def to_samples(integers: Integers, letters: str, bits: int) -> Planes:
+    """The coded planes of a frame."""
+    first, pair, extra = integers
+    center = 2 ** (bits - 1)
+    if letters[:3] == "RGB":
+        rest = colors(first, *pair, center)
+    else:
+        rest = [[[s + center for s in row] for row in plane] for plane in (first, *pair)]
+    return [*rest, *([[s + center for s in row] for row in plane] for plane in extra)]
 
 
 def colors(luma: Plane, orange: Plane, green: Plane, center: int) -> Planes:
@@ -49,7 +57,12 @@ def colors(luma: Plane, orange: Plane, green: Plane, center: int) -> Planes:
 
 
 def context_of(luma: Plane, shape: Shape, shift: int) -> Plane:
-    """Section "Context": luma brought to the size of the chroma planes."""
+    """Section "Context": what the chroma flow sees of luma."""
+    return [[clamp(scaled(s, shift)) for s in row] for row in on_grid(luma, shape)]
+
+
+def on_grid(luma: Plane, shape: Shape) -> Plane:
+    """Luma brought to the size of the chroma planes."""
     height, width = shape
     fh, fw = factor(height, len(luma)), factor(width, len(luma[0]))
     rows = [row + row[-1:] * (width * fw - len(row)) for row in luma]
@@ -60,7 +73,7 @@ def context_of(luma: Plane, shape: Shape, shift: int) -> Plane:
         sums = [
             sum(sum(row[x : x + fw]) for row in rows[y : y + fh]) for x in range(0, width * fw, fw)
         ]
-        result.append([clamp(scaled((s + n // 2) // n, shift)) for s in sums])
+        result.append([(s + n // 2) // n for s in sums])
     return result
 
 
