@@ -6,7 +6,10 @@ instruction set, the thread count or the library, provided that for every output
 
     sum |weight| * max |input| + |bias| < 2**24                         (`check_bound`)
 
-which is proved when a network is frozen and again when it is loaded. Each layer exists twice:
+which is proved when a network is frozen and again when it is loaded. Where a processor can sum
+products of bytes exactly, large convolutions go through `int8` and give the same.
+
+Each layer exists twice:
 
     twin (training)    Conv2d      GroupNorm      Swish      float weights, straight-through
     frozen (coding)    IntConv2d   IntGroupNorm   IntSwish   int8 weights, integers only
@@ -35,6 +38,7 @@ from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowarchive import int8
 from flowarchive.errors import ModelError, NotReproducible
 
 EXACT_LIMIT = 1 << 24
@@ -188,6 +192,7 @@ class Conv2d(Twin):
         gains = [gain] * outputs if isinstance(gain, int) else list(gain)
         self.gain: Tensor
         self.register_buffer("gain", torch.tensor(gains, dtype=torch.float32), persistent=False)
+        self.gained = any(gains)
         self.limit, self.groups = limit, groups
         self.max_weight, self.rectify = max_weight, rectify
 
@@ -223,7 +228,7 @@ class Conv2d(Twin):
         if not self.fake:
             weight, bias = self._real()
             y = functional.conv2d(x, weight, bias, padding=padding, groups=self.groups)
-            return self._clamp(y * torch.exp2(self.gain)[:, None, None])
+            return self._clamp(y * torch.exp2(self.gain)[:, None, None] if self.gained else y)
         weight, bias, fraction = self._quantized()
         y = functional.conv2d(x, weight, bias, padding=padding, groups=self.groups)
         return self._clamp(round_half_up(y * torch.exp2(self.gain - fraction)[:, None, None]))
@@ -274,6 +279,7 @@ class IntConv2d(Frozen):
         self.register_buffer("shift", torch.zeros(shape[0], dtype=torch.int8))
         self.limits, self.groups = limits, groups
         self._operands: tuple[Tensor, Tensor, np.ndarray] | None = None
+        self._bytes: int8.Convolution | None = None
 
     def check(self) -> None:
         """Prove exactness for activations as inputs and prepare the float32 operands."""
@@ -281,6 +287,7 @@ class IntConv2d(Frozen):
         _check_range("a convolution's shift", self.shift, MIN_SHIFT, MAX_SHIFT)
         factor = np.ldexp(np.float32(1), -self.shift.numpy().astype(np.int32))
         self._operands = self.weight.to(torch.float32), self.bias.to(torch.float32), factor
+        self._bytes = None
 
     def macs(self) -> int:
         """Multiplications for one position of the output."""
@@ -292,10 +299,28 @@ class IntConv2d(Frozen):
             self.check()
         assert self._operands is not None
         weight, bias, factor = self._operands
+        if self.goes_through_bytes(x):
+            return self._forward_bytes(x)
         y = functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=self.groups)
         rows = _rows(y)
         _requantize(rows, factor, *self.limits)
         return _tensor(rows, y)
+
+    def goes_through_bytes(self, x: Tensor) -> bool:
+        """Whether `int8` computes what these inputs give."""
+        if self.weight.dtype != torch.int8 or self.groups > 1 or self.weight.shape[-1] == 1:
+            return False
+        work = x.numel() // x.shape[1] * self.macs()
+        return work >= int8.WORTHWHILE and int8.available()
+
+    def _forward_bytes(self, x: Tensor) -> Tensor:
+        if self._bytes is None:
+            self._bytes = int8.Convolution(
+                self.weight, self.bias, self.shift, self.limits, int8.SIGNED
+            )
+        return torch.from_numpy(
+            self._bytes.to_floats(int8.from_signed(x.permute(0, 2, 3, 1).contiguous().numpy()))
+        ).permute(0, 3, 1, 2)
 
 
 class GroupNorm(Twin):

@@ -33,6 +33,7 @@ ALLOWED = {
         "codec",
         "device",
         "exact",
+        "int8",
         "flows",
         "models",
         "store",
