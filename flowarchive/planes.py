@@ -24,6 +24,7 @@ from flowarchive.frames import Plane
 Int32 = NDArray[np.int32]
 
 MIN_BITS = 8
+SAMPLES_PER_VALUE = 8  # from which it is no accident that other values are missing
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,18 @@ def _places(plane: Plane, values: NDArray[np.int64]) -> NDArray[np.uint16]:
 
 
 def _values(planes: Sequence[Plane], bits: int) -> NDArray[np.int64] | None:
-    """The ascending values of a plane in all frames, or None for shallow samples."""
+    """The ascending values of a plane in all frames, or None where a table tells nothing.
+
+    Shallow samples have none; and of few samples most values are missing by chance.
+    """
     if bits == MIN_BITS:
         return None
     seen = np.zeros(1 << bits, dtype=bool)
     for plane in planes:
         seen[plane] = True
-    return np.flatnonzero(seen)
+    values = np.flatnonzero(seen)
+    samples = sum(plane.size for plane in planes)
+    return values if samples >= SAMPLES_PER_VALUE * values.size else None
 
 
 def split(planes: Sequence[Plane], letters: str, bits: int) -> Components:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowarchive import planes
+from flowarchive.errors import FormatError
 from flowarchive.planes import Components, bits_needed, luma_context, merge, split
 
 LETTERS = ["Y", "YA", "YUV", "YUVA", "RGB", "RGBA", "RGBX", "UV", "YU", "RB", "GBA", "A"]
@@ -119,3 +120,41 @@ def test_the_context_of_the_largest_samples_does_not_overflow():
     for value in (-(1 << 15), (1 << 15) - 1, 1 << 16):
         luma = np.full((64, 64), value, dtype=np.int32)
         assert (luma_context(luma, (16, 16)) == value).all()
+
+
+@given(st.integers(8, 16), st.integers(1, 3), st.integers(1, 20), st.data())
+def test_tables_of_few_values_come_back(bits, count, most, data):
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    values = random.integers(0, 1 << bits, most)
+    frames = [
+        [random.choice(values, (15, 7)).astype(np.uint16), np.full((2, 3), t, np.uint16)]
+        for t in range(count)
+    ]
+    tables, places, left = planes.tabulate(frames, bits)
+    assert left <= bits
+    assert (left == bits) == all(table is None for table in tables)
+    for group, theirs in zip(places, frames, strict=True):
+        assert all(int(plane.max()) < 1 << left for plane in group)
+        assert all(map(np.array_equal, planes.look_up(group, tables), theirs))
+    for table in tables:
+        assert table is None or sorted(set(table)) == list(table)
+
+
+def test_shallow_samples_and_many_values_have_no_tables():
+    for bits, dtype in ((8, np.uint8), (9, np.uint16)):
+        frame = [np.arange(1 << bits).reshape(-1, 16).astype(dtype)]
+        tables, places, left = planes.tabulate([frame], bits)
+        assert (tables, left) == ([None], bits)
+        assert np.array_equal(places[0][0], frame[0])
+    assert planes.tabulate([], 12) == ([], [], 12)
+
+
+def test_values_that_are_missing_by_chance_are_not_missed():
+    few, many = (np.arange(100).repeat(n).astype(np.uint16)[None] * 7 for n in (7, 8))
+    assert planes.tabulate([[few]], 10)[0] == [None]
+    assert planes.tabulate([[many]], 10)[0] == [tuple(range(0, 700, 7))]
+
+
+def test_a_place_beyond_its_table_is_refused():
+    with pytest.raises(FormatError, match="beyond"):
+        planes.look_up([np.array([[3]], np.uint16)], [(5, 6, 7)])
