@@ -34,12 +34,13 @@ def decode(path: Path) -> Iterator[tuple[Fraction, list[np.ndarray]]]:
 
 
 def warm_up(path: Path) -> None:
-    """Code one small frame, so that Numba's one-time compilation is not timed."""
-    video_format = VideoFormat(32, 32, "yuv420p")
+    """Code three small frames, so that Numba's one-time compilation is not timed."""
+    video_format = VideoFormat(64, 64, "yuv420p")
     planes = tuple(np.zeros(shape, np.uint8) for shape in video_format.plane_shapes)
     planes[0][::2] = planes[1][::2] = planes[2][::2] = 1
     with flowarchive.create(path, video_format, force=True) as writer:
-        writer.append(Frame(planes))
+        for _ in range(3):
+            writer.append(Frame(planes))
     with flowarchive.open(path) as archive:
         archive[0]
     path.unlink()

@@ -74,7 +74,7 @@ class PhaseNet(nn.Module):
         if int8.available() and (fast := self._in_bytes()) is not None:
             both = fast.advance(phase, seen, state)
             return both, fast.head(phase, both)
-        seen = seen.to(torch.float32)
+        seen = seen if seen.is_floating_point() else seen.to(torch.float32)
         state = self.advance(phase, seen, state)
         return state, self.heads[phase](torch.cat([state, seen], 1))
 

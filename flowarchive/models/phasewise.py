@@ -344,8 +344,8 @@ class _Part:
 
 
 def _tensor(seen: NDArray[np.int8]) -> Tensor:
-    """Channels [N, h, w, C] as a float tensor [N, C, h, w], channels last."""
-    return torch.from_numpy(seen).permute(0, 3, 1, 2).to(torch.float32)
+    """Channels [N, h, w, C] as a tensor [N, C, h, w], channels last."""
+    return torch.from_numpy(seen).permute(0, 3, 1, 2)
 
 
 def _array(out: Tensor) -> Float32:
