@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import zstandard
 from container_laws import archive_prologue as prologue
 from container_laws import flip, join, split
 
@@ -25,9 +26,10 @@ import flowarchive
 from flowarchive.frames import Frame
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-ACCEPT = tiny.CASES
-# The archive that is damaged to make those of REJECT.
+ACCEPT = {**tiny.CASES, **tiny.VIDEO_CASES}
+# The archives that are damaged to make those of REJECT and of VIDEO_REJECT.
 BASE = "gray"
+VIDEO_BASE = "video-tables"
 
 Parts = list[tuple[bytes, bytes]]
 
@@ -56,7 +58,7 @@ def make_accept(name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model: str | Path = case.shipped
         if not case.shipped:
-            model = tiny.write_model(Path(scratch) / "tiny.safetensors", len(name), **case.model)
+            model = case.write_model(Path(scratch) / "tiny.safetensors", len(name))
         archive = tiny.pack_case(case, model, Path(scratch) / "new.flow").read_bytes()
     description = describe(case.make_frames(), case.settings)
     (folder / f"{name}.json").write_text(json.dumps(description, indent=1) + "\n")
@@ -123,7 +125,7 @@ def head_text(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 
 def other_model(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
-    """Another model file, stored, with its own fingerprint in MODEL and in HEAD."""
+    """Another model file with its own fingerprint in MODEL and in HEAD."""
 
     def damage(archive: bytes) -> bytes:
         with tempfile.TemporaryDirectory() as scratch:
@@ -133,11 +135,13 @@ def other_model(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
                 old, model = opened.container.model() or (b"", b"")
         changed = change(model)
         new = hashlib.sha256(changed).digest()
+        packed = zstandard.compress(changed)
+        stored = b"\1" + packed if len(packed) < len(changed) else b"\0" + changed
         parts = []
         for kind, data in split(archive):
             if kind == b"HEAD":
                 data = data.replace(old.hex().encode(), new.hex().encode())
-            parts.append((kind, new + b"\0" + changed if kind == b"MODL" else data))
+            parts.append((kind, new + stored if kind == b"MODL" else data))
         return rejoin(parts)
 
     return damage
@@ -243,6 +247,59 @@ REJECT: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def config_text(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    """A model file whose header says something else, of the same length."""
+
+    def change(model: bytes) -> bytes:
+        assert old in model
+        assert len(old) == len(new)
+        return model.replace(old, new, 1)
+
+    return change
+
+
+def first_step(step: bytes) -> Callable[[bytes], bytes]:
+    """A damage to the first of the tables' steps; tables begin with the mask at byte 16."""
+    return edit(b"CHNK", lambda data: data[:19] + step + data[19 + table_step(data) :])
+
+
+def table_step(data: bytes) -> int:
+    """How many bytes the first step of the first table has."""
+    return next(i for i in range(10) if data[19 + i] < 128) + 1
+
+
+VIDEO_REJECT: dict[str, Callable[[bytes], bytes]] = {
+    "FormatError-table-mask-of-none": chunk_field(16, "B", 0),
+    "FormatError-table-mask-of-a-fourth-plane": chunk_field(16, "B", 15),
+    "FormatError-table-size": chunk_field(17, "H", 256),
+    "FormatError-table-beyond-depth": first_step(b"\xff\x7f"),
+    "FormatError-table-step-padded": first_step(b"\x80\x00"),
+    "FormatError-table-step-endless": first_step(b"\xff" * 10),
+    "FormatError-tables-without-model": chunk_field(4, "I", 0x0802),
+    "ModelError-kind": other_model(config_text(b'"kind":"video"', b'"kind":"vidi0"')),
+    "ModelError-width-0": other_model(config_text(b'\\"width\\":2', b'\\"width\\":0')),
+    "ModelError-blocks-too-many": other_model(
+        config_text(b'\\"blocks\\":1,\\"width', b'\\"blocks\\":17,\\"widt')
+    ),
+    "ModelError-filter": other_model(set_tensor("luma_filters", struct.pack("<h", -(1 << 15)))),
+    "ModelError-video-shift": other_model(
+        set_tensor("nets.intra_luma.0.begin.shift", struct.pack("<b", 25))
+    ),
+    "NotReproducible-video": other_model(
+        set_tensor("nets.inter_chroma.2.heads.0.bias", struct.pack("<i", 1 << 24))
+    ),
+}
+
+
+# Of an archive that plain Python decodes sooner.
+WALK_BASE = "video-cuts"
+WALK_REJECT: dict[str, Callable[[bytes], bytes]] = {
+    "FormatError-video-bits-left-over": message(lambda data: data[:8] + b"\1\2\3\4" + data[8:]),
+    "MessageExhausted-video": message(lambda data: data[:8] + data[12:]),
+}
+ALL_REJECT = {**REJECT, **VIDEO_REJECT, **WALK_REJECT}
+
+
 def main() -> None:
     """Write what is missing."""
     for folder in ("accept", "reject"):
@@ -251,12 +308,14 @@ def main() -> None:
         if not (GOLDEN / "accept" / f"{name}.flow").exists():
             make_accept(name, GOLDEN / "accept")
             print(f"accept/{name}.flow")
-    base = (GOLDEN / "accept" / f"{BASE}.flow").read_bytes()
-    for name, damage in REJECT.items():
-        path = GOLDEN / "reject" / f"{name}.flow"
-        if not path.exists():
-            path.write_bytes(damage(base))
-            print(f"reject/{name}.flow")
+    bases = ((BASE, REJECT), (VIDEO_BASE, VIDEO_REJECT), (WALK_BASE, WALK_REJECT))
+    for base, damages in bases:
+        archive = (GOLDEN / "accept" / f"{base}.flow").read_bytes()
+        for name, damage in damages.items():
+            path = GOLDEN / "reject" / f"{name}.flow"
+            if not path.exists():
+                path.write_bytes(damage(archive))
+                print(f"reject/{name}.flow")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import zstandard
 from container_laws import split
-from make_golden import ACCEPT, GOLDEN, REJECT, describe
+from make_golden import ACCEPT, ALL_REJECT, GOLDEN, describe
 
 import flowarchive
 from flowarchive import errors, planes
@@ -24,7 +24,9 @@ def test_the_files_are_those_that_are_named():
     assert {p.name for p in GOLDEN.iterdir()} == {"accept", "reject"}
     accepted = {f"{name}.{suffix}" for name in ACCEPT for suffix in ("flow", "json")}
     assert {p.name for p in (GOLDEN / "accept").iterdir()} == accepted
-    assert {p.name for p in (GOLDEN / "reject").iterdir()} == {f"{name}.flow" for name in REJECT}
+    assert {p.name for p in (GOLDEN / "reject").iterdir()} == {
+        f"{name}.flow" for name in ALL_REJECT
+    }
     assert all(p.stat().st_size <= MAX_BYTES for p in GOLDEN.rglob("*.flow"))
 
 
@@ -61,7 +63,8 @@ def recorded_zstd(monkeypatch):
     return frames
 
 
-@pytest.mark.parametrize("name", ACCEPT)
+# A writer of video archives may find better motion one day.
+@pytest.mark.parametrize("name", [name for name in ACCEPT if ACCEPT[name].kind == "idf"])
 def test_accepted_archive_is_what_its_frames_pack_to(name, tmp_path, recorded_zstd, monkeypatch):
     path = GOLDEN / "accept" / f"{name}.flow"
     settings = json.loads(path.with_suffix(".json").read_text())["settings"]
@@ -96,7 +99,7 @@ def test_accepted_archive_is_what_its_frames_pack_to(name, tmp_path, recorded_zs
     assert again.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("name", REJECT)
+@pytest.mark.parametrize("name", ALL_REJECT)
 def test_rejected_archive_is_refused_with_its_error(name):
     error = getattr(errors, name.split("-")[0])
     with pytest.raises(error) as caught:

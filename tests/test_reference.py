@@ -6,16 +6,19 @@ import ast
 import hashlib
 import json
 import re
+import struct
 from pathlib import Path
 
 import pytest
 import tiny
-from make_golden import ACCEPT, GOLDEN, REJECT, sample_hashes
+from make_golden import ACCEPT, ALL_REJECT, GOLDEN, sample_hashes
 from reference.container import crc32c, read_container
 from reference.decode import decode
 from reference.layouts import LAYOUTS, plane_shapes
 from reference.message import Message
 from reference.mixture import LogisticMixture
+from reference.model import read_model_file
+from reference.phases import known_answer
 from reference.refusal import Refused
 from test_format import FORMAT_MD, example
 
@@ -54,7 +57,7 @@ def test_golden_archive(name):
     assert facts == json.loads(path.with_suffix(".json").read_text())["frames"]
 
 
-@pytest.mark.parametrize("name", REJECT)
+@pytest.mark.parametrize("name", ALL_REJECT)
 def test_damaged_golden_archive(name):
     with pytest.raises(Refused) as caught:
         decode((GOLDEN / "reject" / f"{name}.flow").read_bytes())
@@ -64,15 +67,37 @@ def test_damaged_golden_archive(name):
 @pytest.mark.parametrize(
     "name",
     ["yuv420p-19x13", "yuv420p-relu", "yuv422p10le-permuted", "rgb24", "gray16le-of-12-bits",
-     "bgr0-constant", "yuv444p-lanes", "stored"],
+     "bgr0-constant", "yuv444p-lanes", "stored", "video-gray", "video-yuv420p-19x13",
+     "video-rgb24-cut", "video-yuva420p", "video-one-sample"],
 )  # fmt: skip
 def test_archive_that_was_just_packed(name, tmp_path):
-    case = tiny.CASES[name]
-    model = tiny.write_model(tmp_path / "new.safetensors", seed=1000, **case.model)
+    case = ACCEPT[name]
+    model = case.write_model(tmp_path / "new.safetensors", seed=1000)
     archive = tiny.pack_case(case, model, tmp_path / "new.flow")
     _, frames = decode(archive.read_bytes())
     expected = [(f.pts, [plane.tolist() for plane in f.planes]) for f in case.make_frames()]
     assert frames == expected
+
+
+def test_groups_of_intra_frames_end_where_they_are_large(tmp_path, monkeypatch):
+    # 140 luma samples a frame: a group holds two.
+    monkeypatch.setattr("flowarchive.models.video.BATCH_SAMPLES", 300)
+    monkeypatch.setattr("reference.video.BATCH_SAMPLES", 300)
+    case = tiny.VIDEO_CASES["video-cuts"]
+    model = case.write_model(tmp_path / "new.safetensors", seed=3)
+    small = tiny.pack_case(case, model, tmp_path / "small.flow").read_bytes()
+    _, frames = decode(small)
+    assert frames == [(f.pts, [plane.tolist() for plane in f.planes]) for f in case.make_frames()]
+    monkeypatch.undo()
+    assert tiny.pack_case(case, model, tmp_path / "large.flow").read_bytes() != small
+
+
+def test_the_known_answer_of_a_video_model(tmp_path):
+    file = tiny.write_video_model(tmp_path / "new.safetensors", seed=2).read_bytes()
+    (length,) = struct.unpack_from("<Q", file)
+    stated = json.loads(file[8 : 8 + length])["__metadata__"]["known_answer"]
+    model = read_model_file(file)
+    assert known_answer(model.tensors, model.config) == stated
 
 
 def test_archive_without_its_model(tmp_path):

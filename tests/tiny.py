@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,15 @@ from flowarchive import exact, store
 from flowarchive.archive import chunks
 from flowarchive.chunk import Coding
 from flowarchive.frames import Frame, VideoFormat
-from flowarchive.models import IdfModel
+from flowarchive.models import IdfModel, VideoModel
 
 SMALL = {"levels": 2, "couplings": 2, "depth": 1, "width": 4, "groups": 2, "mixtures": 2}
 SMALLEST = {"levels": 1, "couplings": 1, "width": 1, "groups": 1, "mixtures": 1}
+# A width above 32, so that the third network is narrower, would take too many bytes.
+VIDEO = {
+    "intra": {"luma": {"width": 3, "blocks": 1}, "chroma": {"width": 2, "blocks": 0}},
+    "inter": {"luma": {"width": 2, "blocks": 2}, "chroma": {"width": 3, "blocks": 1}},
+}
 
 
 def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
@@ -60,6 +65,41 @@ def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
                 spread = parameter[0].numel() ** -0.5
                 parameter.copy_(noise(parameter, spread))
     store.save_model(path, "idf", config, exact.freeze(network))
+    return path
+
+
+def write_video_model(path: Path, seed: int = 0) -> Path:
+    """Write a frozen `video` model of random weights, none of which is without effect."""
+    network = VideoModel(VIDEO)
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: torch.Tensor, spread: float) -> torch.Tensor:
+        return spread * (2 * torch.rand(like.shape, generator=generator) - 1)
+
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("weight"):
+                # Most weights are 0: an archive with its model inside should be small.
+                kept = torch.rand(parameter.shape, generator=generator) < 0.2
+                spread = 2 * parameter[0].numel() ** -0.5
+                parameter.copy_(
+                    kept * noise(parameter, spread / 4 if ".heads." in name else spread)
+                )
+                continue
+            parameter.copy_(noise(parameter, 0.3))
+            if ".heads." in name:
+                # Logarithms of weights, offsets of means, and scales of some sample steps.
+                weights, offsets, scales = parameter.view(3, -1)
+                weights.mul_(2)
+                offsets.mul_(0.1)
+                scales.add_(1.6)
+        for filters in (network.luma_filters, network.chroma_filters):
+            flat = filters.view(-1, filters.shape[-1])
+            for slot in range(len(flat)):
+                # Mostly what the first reference has there, and a little of another tap.
+                flat[slot, 16] = 11_000 + 7 * slot
+                flat[slot, slot % filters.shape[-1]] += 900 - 11 * slot
+    store.save_model(path, "video", VIDEO, exact.freeze(network))
     return path
 
 
@@ -105,8 +145,9 @@ class Case:
 
     Attributes:
         video: The format.
-        model: Fields of FlowConfig other than those of SMALL.
-        frames: Arguments of `noisy_frames`.
+        kind: Of the model.
+        model: Fields of FlowConfig other than those of SMALL; none for a `video` model.
+        frames: Arguments of `noisy_frames`, or of `make`.
         options: Arguments of `flowarchive.create`.
         codings: What each chunk must turn out to be.
         make: Other frames than noisy ones.
@@ -116,16 +157,23 @@ class Case:
 
     video: VideoFormat
     codings: tuple[str, ...] = ("MODEL",)
+    kind: str = "idf"
     model: dict[str, Any] = field(default_factory=dict)
     frames: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    make: Callable[[VideoFormat], list[Frame]] | None = None
+    make: Callable[..., list[Frame]] | None = None
     shipped: str = ""
     settings: dict[str, int] = field(default_factory=dict)
 
     def make_frames(self) -> list[Frame]:
         """The frames that go in."""
-        return self.make(self.video) if self.make else noisy_frames(self.video, **self.frames)
+        return (self.make or noisy_frames)(self.video, **self.frames)
+
+    def write_model(self, path: Path, seed: int) -> Path:
+        """Write the random model that it is packed with."""
+        if self.kind == "video":
+            return write_video_model(path, seed)
+        return write_model(path, seed, **self.model)
 
 
 def white_noise(video: VideoFormat) -> list[Frame]:
@@ -156,6 +204,52 @@ def soft_ramps(video: VideoFormat) -> list[Frame]:
         plane = 60 + 5 * rows + 3 * columns + rng.normal(0, 2, (h, w))
         planes.append(plane.round().clip(0, 255).astype(video.dtype))
     return [Frame(tuple(planes), 0)]
+
+
+def waves(
+    video: VideoFormat,
+    count: int = 4,
+    speed: float = 0.75,
+    cuts: tuple[int, ...] = (),
+    noise: float = 1.0,
+    bits: int | None = None,
+    step: int = 1,
+    constant: dict[str, int] | None = None,
+) -> list[Frame]:
+    """Frames that a wave runs through, with some noise, so that there is motion to be found.
+
+    Args:
+        video: Their format.
+        count: How many.
+        speed: Luma samples that the wave moves in a frame.
+        cuts: Frames at which another wave begins.
+        noise: Its spread, in 8-bit sample steps.
+        bits: Significant bits of a sample, those of the format by default.
+        step: Samples are multiples of this.
+        constant: The value of the planes that have only one, by letter.
+    """
+    rng = np.random.default_rng(4)
+    bits = video.layout.bit_depth if bits is None else bits
+    unit, top = 1 << (bits - 8), (1 << bits) - 1
+    frames = []
+    for time in range(count):
+        scene = sum(time >= cut for cut in cuts)
+        planes = []
+        for n, (letter, shape) in enumerate(
+            zip(video.layout.components, video.plane_shapes, strict=True)
+        ):
+            rows, columns = np.mgrid[: shape[0], : shape[1]]
+            rows, columns = rows * video.height / shape[0], columns * video.width / shape[1]
+            turned = (rows, columns) if scene % 2 else (columns, rows)
+            wave = 60 * np.sin((turned[0] - speed * time + 29 * scene) / 5 + n)
+            wave += 20 * np.cos((turned[1] + speed / 2 * time + 13 * scene) / 3)
+            wave += rng.normal(0, noise, shape)
+            plane = (top / 2 + unit * wave).clip(0, top).astype(int) // step * step
+            if constant and letter in constant:
+                plane = np.full(shape, constant[letter])
+            planes.append(plane.astype(video.dtype))
+        frames.append(Frame(tuple(planes), time))
+    return frames
 
 
 NTSC = {"time_base": Fraction(1001, 30000), "rate": Fraction(30000, 1001)}
@@ -225,6 +319,35 @@ CASES = {
     ),
     "no-frames": Case(VideoFormat(5, 4, "gray"), model=SMALLEST, codings=(), frames={"count": 0}),
 }
+VIDEO_CASES = {
+    name: replace(case, kind="video", make=case.make or waves)
+    for name, case in {
+        "video-gray": Case(VideoFormat(41, 27, "gray"), frames={"speed": 1.25}),
+        "video-yuv420p-19x13": Case(VideoFormat(19, 13, "yuv420p")),
+        "video-rgb24-cut": Case(VideoFormat(17, 12, "rgb24"), frames={"count": 5, "cuts": (2,)}),
+        "video-cuts": Case(VideoFormat(14, 10, "gray"), frames={"count": 5, "cuts": (1, 2, 3)}),
+        "video-yuv410p-lanes": Case(
+            VideoFormat(22, 17, "yuv410p"), settings={"SAMPLES_PER_LANE": 100}
+        ),
+        "video-tables": Case(VideoFormat(27, 18, "yuv420p10le"), frames={"step": 24, "count": 2}),
+        "video-rgb48le-tables": Case(
+            VideoFormat(27, 18, "rgb48le"), frames={"step": 257 * 6, "count": 2, "noise": 4.0}
+        ),
+        "video-gray12le-shift": Case(VideoFormat(21, 18, "gray12le"), frames={"noise": 4.0}),
+        "video-yuva420p": Case(VideoFormat(13, 10, "yuva420p")),
+        "video-yuva420p-constant-y": Case(
+            VideoFormat(15, 11, "yuva420p"), frames={"constant": {"Y": 16}, "count": 3}
+        ),
+        "video-one-sample": Case(VideoFormat(1, 1, "gray"), frames={"count": 99}),
+        "video-two-chunks": Case(
+            VideoFormat(16, 9, "yuv422p"),
+            codings=("MODEL", "MODEL"),
+            frames={"count": 5},
+            options={"chunk_frames": 3},
+        ),
+    }.items()
+}
+"""The same of the `video` model."""
 
 
 def pack(

@@ -134,7 +134,7 @@ class Predictor:
     def _solve(self, old: list[Floats], filters: list[list[int]]) -> list[list[int]]:
         """Section "Solving", of one group and phase."""
         if not any(map(any, old)):
-            return filters  # What comes out where all sums are 0.
+            return filters  # What comes out where all sums are 0, sooner.
         t = self.size
         pairs = t * (t + 1) // 2
         d = [[w / 2**14 for w in of_class] for of_class in filters]
@@ -147,15 +147,22 @@ class Predictor:
         result = []
         for m, of_class in zip(old, d, strict=True):
             s = [a + b for a, b in zip(of_class, x, strict=True)]
+            if not any(m):
+                result.append([rounded(w) for w in s])  # What comes out, sooner.
+                continue
             r = rest(m, s)
             e = m[pairs + t]
             for k in range(t):
                 e -= s[k] * (m[pairs + k] + r[k])
             variance = (max(e, 0.0) + 64.0) / (16.0 * m[pairs + t + 1] + 16.0)
             z = solve(m[:pairs], r, max(200.0 * variance, 1.0))
-            found = [math.floor((a + b) * 2**14 + 0.5) for a, b in zip(s, z, strict=True)]
-            result.append([clamp(w, -32767, 32767) for w in found])
+            result.append([rounded(a + b) for a, b in zip(s, z, strict=True)])
         return result
+
+
+def rounded(w: float) -> int:
+    """A weight of a filter."""
+    return clamp(math.floor(w * 2**14 + 0.5), -32767, 32767)
 
 
 def in_order(values: Iterable[float]) -> float:
