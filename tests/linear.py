@@ -59,9 +59,9 @@ def sample(planes: list[Array], phase: int, shift: int, y: int, x: int) -> Sampl
 def predictions(
     planes: list[Array], phase: int, shift: int, low: int, high: int, weights: Array
 ) -> Array:
-    """All predictions of a phase; `weights` of the slot, [CLASSES, taps]."""
+    """Predictions on a phase's whole grid; `weights` of the slot, [CLASSES, taps]."""
     h, w = (side - 2 * BORDER for side in planes[0].shape)
-    out = np.empty(phase_shape((h, w), PHASES[phase]), dtype=np.int32)
+    out = np.empty(((h + 1) // 2, (w + 1) // 2), dtype=np.int32)
     for y, x in np.ndindex(out.shape):
         seen = sample(planes, phase, shift, y, x)
         total = sum(int(a) * b for a, b in zip(weights[seen.kind], seen.features, strict=True))

@@ -68,7 +68,6 @@ def test_frames_are_the_same_bits_as_plain_python(taps, shape, peak, shift):
         for phase in range(3):
             ours = predictor.predict(*as_arguments(planes), 3, phase, shift, -40_000, 40_000)
             plain = linear.predictions(planes, phase, shift, -40_000, 40_000, weights[phase])
-            assert ours.shape == phase_shape(shape, PHASES[phase])
             assert np.array_equal(ours, plain)
         predictor.learn(*as_arguments(planes), 3, shift)
         predictor.end_frame()
