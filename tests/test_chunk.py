@@ -27,17 +27,26 @@ def chunks(draw: st.DrawFn) -> Chunk:
     digest_size = draw(st.integers(0, 16))
     coding = draw(st.sampled_from(Coding))
     one_pts = draw(st.sampled_from([st.none(), times, st.one_of(st.none(), times)]))
-    constants = st.lists(st.none() | st.integers(0, (1 << bits) - 1), min_size=1, max_size=8)
+    values = st.none() | st.integers(0, (1 << bits) - 1)
+    constants = draw(st.lists(values, min_size=1, max_size=8))
+    tables = [draw(st.none() | table(bits)) if value is None else None for value in constants]
     return Chunk(
         coding=coding,
         frame_count=frames,
         pts=tuple(draw(st.lists(one_pts, min_size=frames, max_size=frames))),
         digest=random.Random(frames).randbytes(16),
         digests=tuple(random.Random(i).randbytes(digest_size) for i in range(frames)),
-        constants=tuple(draw(constants)),
+        constants=tuple(constants),
         bits=bits,
         lanes=1 << draw(st.integers(0, 10)) if coding == Coding.MODEL else 0,
         payload=draw(st.binary(max_size=40)),
+        tables=tuple(tables) if coding == Coding.MODEL and any(tables) else (),
+    )
+
+
+def table(bits: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.sets(st.integers(0, 65535), min_size=1, max_size=min(40, 1 << bits)).map(
+        lambda values: tuple(sorted(values))
     )
 
 
@@ -94,6 +103,8 @@ SAMPLES = [
     chunk(pts=(None, 5, None, -(1 << 40), FAR, None, 1, 2, 3)),
     chunk(coding=1, lanes=0, constants=(None,) * 8, bits=16),
     chunk(coding=2, lanes=0, constants=(65535,) * 8, bits=16, payload=b""),
+    chunk(tables=((0, 1, 300), None, None), pts=(None, 7)),
+    chunk(constants=(None, 65535, None), tables=((65535,), None, tuple(range(0, 65536, 257)))),
 ]
 
 
@@ -204,6 +215,18 @@ WRONG = [
     {"lanes": -4},
     {"coding": 1},
     {"coding": 2, "lanes": 1},
+    {"tables": ((0, 1),)},
+    {"tables": (None, None, None)},
+    {"tables": ((), None, None)},
+    {"tables": (None, (0, 1), None)},
+    {"tables": ((1, 0), None, None)},
+    {"tables": ((0, 0), None, None)},
+    {"tables": ((-1, 0), None, None)},
+    {"tables": ((0, 65536), None, None)},
+    {"tables": (tuple(range(257)), None, None)},
+    {"tables": ((0, 1), None, None), "coding": 1, "lanes": 0},
+    {"constants": (None, 256, 0)},
+    {"constants": (None, 65536, 0), "tables": ((0, 1), None, None)},
     {"pts": (0, 1, FAR + 1)},
     {"pts": (0, 1, -FAR - 1)},
 ]
@@ -245,6 +268,56 @@ def test_numbers_of_frames_around_the_limit(frames):
     for claimed in (frames, (1 << 32) - 1):
         with pytest.raises(LimitExceeded):
             Chunk.from_bytes(struct.pack("<I", claimed) + chunk().to_bytes()[4:])
+
+
+# Tables.
+
+
+def with_tables(data: bytes, planes: int = 2, bits: int = 8, coding: int = 0) -> bytes:
+    """A chunk of one frame whose bytes after the header and before the digest are these."""
+    lanes = 0 if coding else 1
+    header = struct.pack("<IBBHIBBBB", 1, coding, bits, lanes, 0, planes, 0, 4, 0)
+    return header + data + bytes(16)
+
+
+def test_with_tables_makes_chunks():
+    read = Chunk.from_bytes(with_tables(b"\2\2\0\5\0\x80\2"))
+    assert read.tables == (None, (5, 6, 263))
+    assert Chunk.from_bytes(with_tables(b"\3\0\0\7\0\0\xff\xff\3")).tables == ((7,), (65535,))
+    most = with_tables(b"\1\xff\0" + bytes(256))
+    assert Chunk.from_bytes(most).tables == (tuple(range(256)), None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_tables(b"\0"),  # a mask of no plane
+        with_tables(b"\4\0\0\0"),  # of a plane that is not there
+        with_tables(b"\1\0\0\x80\0"),  # padded
+        with_tables(b"\1\0\0" + b"\xff" * 10),  # without an end
+        with_tables(b"\1\0\0\x80\x80\4"),  # 65536
+        with_tables(b"\1\1\0\xff\xff\3\0"),  # 65535, 65536
+        with_tables(b"\1\1\0\0" + b"\xff" * 9 + b"\x7f"),  # far out
+        with_tables(b"\1\0\1" + bytes(257)),  # 257 elements of 8 bits
+        with_tables(b"\1\0\0\0", coding=1),
+        with_tables(b"\1\0\0\0", coding=2),
+        with_tables(b""),
+        with_tables(b"\1\xff\xff"),
+        chunk().to_bytes()[:14] + b"\4" + chunk().to_bytes()[15:],
+    ],
+    ids=range(13),
+)
+def test_malformed_tables(data):
+    with pytest.raises(FormatError):
+        Chunk.from_bytes(data)
+
+
+def test_a_constant_plane_has_no_table():
+    sample = bytearray(chunk(tables=((0, 1), None, None)).to_bytes())
+    assert sample[20] == 1  # table_mask, after two constants
+    sample[20] = 2
+    with pytest.raises(FormatError):
+        Chunk.from_bytes(bytes(sample))
 
 
 # Stored planes.

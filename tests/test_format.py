@@ -10,11 +10,14 @@ import numpy as np
 from container_laws import build, check_container
 
 from flowarchive import chunk as chunk_module
+from flowarchive import lattice, motion
 from flowarchive.chunk import Chunk, Coding, combine_digests
 from flowarchive.container import records
 from flowarchive.frames import Frame, VideoFormat
+from flowarchive.motion.defaults import DEFAULTS
 
 FORMAT_MD = Path(__file__).parent.parent / "docs" / "format.md"
+VIDEO_MD = FORMAT_MD.with_name("format-video.md")
 
 
 def example() -> bytes:
@@ -81,3 +84,40 @@ def eval_power(text: str) -> int:
 
 def test_the_checksum_is_the_one_of_the_document():
     assert google_crc32c.value(b"123456789") == 0xE3069283
+
+
+def section(name: str) -> str:
+    """A section of docs/format-video.md."""
+    return VIDEO_MD.read_text().split(f" {name}\n", 1)[1].split("\n## ")[0]
+
+
+def test_the_tables_of_motion_are_those_of_the_document():
+    rows = re.findall(r"^\| \d+\.\.\d+ \| ([\d ]+) \|$", section("`DEFAULTS`"), re.M)
+    assert [int(n) for row in rows for n in row.split()] == DEFAULTS.tolist()
+    taps = re.findall(r"^\| \d \| ([-\d ]+) \|$", section("Compensation"), re.M)
+    written = [[int(n) for n in row.split()] for row in taps]
+    assert written + [written[16 - p][::-1] for p in range(9, 16)] == motion.FILTERS.tolist()
+
+
+def test_the_phases_are_those_of_the_document():
+    def offsets(text: str) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(map(int, pair)) for pair in re.findall(r"\((-?\d+),(-?\d+)\)", text))
+
+    text = section("Lattice")
+    near = re.findall(r"^\| \d \(\w\) \| (\d) \| (\d) \| (.*) \|$", text, re.M)
+    far = re.findall(r"^\| \d \| (.*) \|$", text, re.M)
+    assert len(near) == len(far) == len(lattice.PHASES)
+    for phase, (row, column, close), wide in zip(lattice.PHASES, near, far, strict=True):
+        assert (phase.row, phase.column) == (int(row), int(column))
+        assert (phase.near, phase.far) == (offsets(close), offsets(wide))
+    (cross,) = re.findall(r"^`cross` of phase 0 is (.*)\.$", text, re.M)
+    assert lattice.PHASES[0].cross == offsets(cross)
+
+
+def test_links_between_the_documents_lead_somewhere():
+    texts = {path.name: path.read_text() for path in (FORMAT_MD, VIDEO_MD)}
+    for name, text in texts.items():
+        for target, anchor in re.findall(r"\]\(([\w.-]*)#([\w-]+)\)", text):
+            headings = re.findall(r"^#+ (.*)$", texts[target or name], re.M)
+            anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+            assert anchor in anchors, (name, target, anchor)
