@@ -34,6 +34,7 @@ PTS_LIMIT = 1 << 63
 _HEADER = struct.Struct("<IBBHIBBBB")
 _PTS_NONE, _PTS_ALL, _PTS_SOME, _PTS_EVEN = 0, 1, 2, 3
 _TABLES = 4  # set beside the kind of timestamps where tables follow
+_HOPE = 2  # how much smaller the slow compressor may make what the quick one made
 # Second differences of 64-bit numbers have 66 bits with their sign; ten groups of seven hold them.
 _VARINT_BYTES = 10
 # A zstd block is at least 4 bytes and holds at most 128 KiB.
@@ -262,19 +263,27 @@ def combine_digests(digests: Iterable[bytes]) -> bytes:
     return hashlib.blake2b(b"".join(digests), digest_size=DIGEST_SIZE).digest()
 
 
-def store_planes(planes: bytes) -> tuple[Coding, bytes]:
+def store_planes(planes: bytes, wanted: int | None = None) -> tuple[Coding, bytes]:
     """Return coding and payload of a chunk that is stored without a model.
 
     Args:
         planes: For each frame each plane that is not constant, row by row, little-endian.
+        wanted: A payload of fewer bytes is wanted; where a quick look finds no hope of that, the
+            planes are returned as they are.
 
     Raises:
         LimitExceeded: There are more than `MAX_PAYLOAD` bytes.
     """
     if len(planes) > MAX_PAYLOAD:
         raise LimitExceeded(f"a stored chunk of {len(planes)} bytes, more than {MAX_PAYLOAD}")
+    if wanted is not None and _quick_size(planes) > _HOPE * wanted:
+        return Coding.RAW, planes
     packed = zstandard.ZstdCompressor(level=9).compress(planes)
     return (Coding.ZSTD, packed) if len(packed) < len(planes) else (Coding.RAW, planes)
+
+
+def _quick_size(planes: bytes) -> int:
+    return len(zstandard.ZstdCompressor(level=1).compress(planes))
 
 
 class _Cursor:

@@ -25,15 +25,6 @@ Int32 = NDArray[np.int32]
 Uint32 = NDArray[np.uint32]
 
 
-class Distribution(Protocol):
-    """What both ends ask of an entropy model; see `entropy`."""
-
-    precision: int
-
-    def interval(self, symbols: Int32, *parameters: Any) -> tuple[Uint32, Uint32]:
-        """Return (start, freq)."""
-
-
 class Coder(Protocol):
     """One end of a walk."""
 

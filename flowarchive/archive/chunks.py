@@ -122,7 +122,7 @@ def encode_chunk(
             ideal = model.push_frames(message, components, letters, table_bits, threads)
     coding, payload = Coding.MODEL, message.to_bytes()
     stored = b"".join(_little_endian(plane) for group in moving for plane in group)
-    stored_coding, stored_payload = store_planes(stored)
+    stored_coding, stored_payload = store_planes(stored, len(payload))
     if len(stored_payload) < len(payload):
         coding, payload, ideal = stored_coding, stored_payload, 8.0 * len(stored_payload)
         tables, table_bits = [None] * len(coded), bits

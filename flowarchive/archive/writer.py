@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flowarchive.store import StoredModel
 
 EMBED_CHOICES = ("auto", "always", "never")
+MODEL_RATIO = 4  # more than any compressor makes of weights
 EMBED_SHARE = 100  # `auto` embeds a packaged model if it takes at most 1 part in 100
 
 
@@ -168,6 +169,9 @@ class ArchiveWriter:
         # An archive that no installation could open would be worth nothing.
         if not store.is_packaged(self.model.fingerprint):
             return True
+        least = len(self.model.data) // MODEL_RATIO
+        if least * EMBED_SHARE > self._writer.bytes_written + least:
+            return False  # without the time that compressing it takes
         cost = container.model_size(self.model.fingerprint, self.model.data)
         return cost * EMBED_SHARE <= self._writer.bytes_written + cost
 

@@ -14,6 +14,7 @@ from flowarchive.ans import compiled
 Int32 = NDArray[np.int32]
 
 MAX_SHIFT = 8
+SEEN_FRAMES = 8  # of a chunk, to choose the shift by
 CALM = 5  # mean difference of neighbors, in sample steps, that networks still see whole
 CUT = 1.25  # how much worse than from its own neighbors a frame has to be from its past to be cut
 
@@ -30,7 +31,7 @@ class Plan:
     def __init__(
         self, frames: Sequence[planes.Components], bits: int, executor: Executor | None = None
     ) -> None:
-        self.shift = _shift(frames[0].luma, bits)
+        self.shift = _shift(frames, bits)
         self._frames, self._bits, self._executor = frames, bits, executor
         self._pictures: dict[int, motion.Picture] = {}
         self._found: list[tuple[motion.Field, motion.Field] | None] = [None]
@@ -76,11 +77,16 @@ class Plan:
         return self._pictures[t]
 
 
-def _shift(luma: Int32, bits: int) -> int:
+def _shift(frames: Sequence[planes.Components], bits: int) -> int:
     """How many low bits of deep samples are noise that networks need not see."""
-    step = np.abs(np.diff(luma, axis=1)).mean() if luma.shape[1] > 1 else 0.0
+    most = min(MAX_SHIFT, bits - planes.MIN_BITS)
+    if most == 0 or frames[0].luma.shape[1] < 2:
+        return 0
+    # A fade's black frames say nothing of the others.
+    chosen = frames[:: max(1, len(frames) // SEEN_FRAMES)]
+    step = max(float(np.abs(np.diff(frame.luma, axis=1)).mean()) for frame in chosen)
     shift = 0
-    while shift < min(MAX_SHIFT, bits - planes.MIN_BITS) and step > CALM * 2 << shift:
+    while shift < most and step > CALM * 2 << shift:
         shift += 1
     return shift
 
