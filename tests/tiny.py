@@ -317,6 +317,13 @@ CASES = {
         shipped="idf",
         options={"embed_model": "never"},
     ),
+    "shipped-video": Case(
+        VideoFormat(24, 16, "yuv420p"),
+        make=soft_ramps,
+        kind="video",
+        shipped="video",
+        options={"embed_model": "never"},
+    ),
     "no-frames": Case(VideoFormat(5, 4, "gray"), model=SMALLEST, codings=(), frames={"count": 0}),
 }
 VIDEO_CASES = {
