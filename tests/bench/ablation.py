@@ -75,9 +75,9 @@ def no_linear_anchor() -> Any:
         _: Any, plane: Any, first: Any, second: Any, luma: Any, level: int, phase: int, *rest: int
     ) -> Any:
         parity = lattice.PHASES[phase]
-        border = lattice.BORDER
-        inside = first[border:-border, border:-border]
-        return inside[parity.row :: 2, parity.column :: 2] * (256 // lattice.QUARTERS)
+        rows, columns = ((side - 2 * lattice.BORDER + 1) // 2 * 2 for side in first.shape)
+        top, left = lattice.BORDER + parity.row, lattice.BORDER + parity.column
+        return first[top : top + rows : 2, left : left + columns : 2] * (256 // lattice.QUARTERS)
 
     return mock.patch.object(LinearPredictor, "predict", predict)
 
