@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from flowarchive import motion
 from flowarchive.ans import Message
 from flowarchive.entropy.plain import code_length
-from flowarchive.motion.decisions import PRECISION
 
 Int32 = NDArray[np.int32]
 Uint32 = NDArray[np.uint32]
@@ -76,7 +75,7 @@ class Recorder:
     ) -> motion.Field:
         """Keep a field's intervals; see `Coder`."""
         assert field is not None
-        self._keep(*motion.encode_field(field, hints, model), PRECISION)
+        self._keep(*motion.encode_field(field, hints, model), motion.PRECISION)
         return field
 
     def _keep(self, start: Uint32, freq: Uint32, precision: int) -> None:

@@ -28,7 +28,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, localcontext
 from functools import cache
 
@@ -498,6 +498,19 @@ def _replace(model: nn.Module, by: Callable[[Twin], Frozen]) -> nn.Module:
         else:
             _replace(child, by)
     return model
+
+
+def noise() -> Iterator[int]:
+    """Yield the numbers of a Lehmer generator, 1..2**31 - 2, for known answers.
+
+    References:
+        Park, Miller, Stockmeyer, "Remarks on choosing and implementing random number generators",
+        1993, Communications of the ACM 36(7), for the multiplier.
+    """
+    number = 1
+    while True:
+        number = number * 48271 % 2147483647
+        yield number
 
 
 def use_one_thread() -> None:

@@ -79,20 +79,13 @@ def intra(
         int8 [N, gh, gw, C] and int32 [N, gh, gw, INTRA_ANCHORS] with gh, gw = ceil(h / 2),
         ceil(w / 2), also where the phase has no sample.
     """
-    count, rows, columns = plane.shape
-    gh, gw = (rows - 2 * BORDER + 1) // 2, (columns - 2 * BORDER + 1) // 2
-    channels = UPDATE_CHANNELS if phase else first_channels(False, luma is None)
-    seen = np.empty((count, gh, gw, channels), dtype=np.int8)
-    anchors = np.empty((count, gh, gw, INTRA_ANCHORS), dtype=np.int32)
+    _, rows, columns = plane.shape
+    seen, anchors = _room(plane, phase, first_channels(False, luma is None), INTRA_ANCHORS)
     _intra(
-        plane.reshape(count, -1),
+        plane.reshape(-1, rows * columns),
         (plane if luma is None else luma).reshape(-1, rows * columns),
         last,
-        phase,
-        PHASES[phase].row,
-        PHASES[phase].column,
-        *_offsets(phase, columns),
-        columns,
+        *_geometry(phase, columns),
         luma is not None,
         shift,
         log_table(),
@@ -125,11 +118,8 @@ def inter(
     Returns:
         As `intra`, with INTER_ANCHORS anchors.
     """
-    count, rows, columns = plane.shape
-    gh, gw = (rows - 2 * BORDER + 1) // 2, (columns - 2 * BORDER + 1) // 2
-    channels = UPDATE_CHANNELS if phase else first_channels(True, luma is None)
-    seen = np.empty((count, gh, gw, channels), dtype=np.int8)
-    anchors = np.empty((count, gh, gw, INTER_ANCHORS), dtype=np.int32)
+    _, rows, columns = plane.shape
+    seen, anchors = _room(plane, phase, first_channels(True, luma is None), INTER_ANCHORS)
     p, r, q = (x.reshape(-1, rows * columns) for x in (plane, *references))
     g, gr, gq = (x.reshape(-1, rows * columns) for x in luma or (plane, *references))
     _inter(
@@ -141,11 +131,7 @@ def inter(
         gq,
         linear,
         last,
-        phase,
-        PHASES[phase].row,
-        PHASES[phase].column,
-        *_offsets(phase, columns),
-        columns,
+        *_geometry(phase, columns),
         luma is not None,
         shift,
         log_table(),
@@ -153,6 +139,20 @@ def inter(
         anchors,
     )
     return seen, anchors
+
+
+def _room(plane: Int32, phase: int, first: int, anchors: int) -> tuple[Int8, Int32]:
+    """Empty channels and anchors on the phase's grid; `first` channels in the first phase."""
+    count, rows, columns = plane.shape
+    grid = count, (rows - 2 * BORDER + 1) // 2, (columns - 2 * BORDER + 1) // 2
+    seen = np.empty((*grid, UPDATE_CHANNELS if phase else first), dtype=np.int8)
+    return seen, np.empty((*grid, anchors), dtype=np.int32)
+
+
+def _geometry(phase: int, columns: int) -> tuple[int, int, int, Int64, Int64, Int64, int]:
+    """What both loops ask of a phase in a bordered plane `columns` wide."""
+    taps = PHASES[phase]
+    return phase, taps.row, taps.column, *_offsets(phase, columns), columns
 
 
 @compiled

@@ -82,12 +82,6 @@ def level_count(shape: tuple[int, int]) -> int:
     return count
 
 
-def level_shape(shape: tuple[int, int], level: int) -> tuple[int, int]:
-    """Return (rows, columns) of the plane of a level."""
-    step = 1 << level
-    return -(-shape[0] // step), -(-shape[1] // step)
-
-
 def phase_shape(shape: tuple[int, int], phase: Phase) -> tuple[int, int]:
     """Return (rows, columns) of a phase inside a level's plane of `shape`."""
     return (shape[0] + 1 - phase.row) // 2, (shape[1] + 1 - phase.column) // 2

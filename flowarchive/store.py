@@ -19,7 +19,7 @@ from torch import nn
 
 from flowarchive import exact, files
 from flowarchive.errors import FingerprintMismatch, ModelError, ModelNotFound, NotReproducible
-from flowarchive.models import MODELS, IdfModel, VideoModel
+from flowarchive.models import MODELS, Model
 
 MAX_MODEL_BYTES = 64 << 20
 SUFFIX = ".safetensors"
@@ -37,7 +37,7 @@ class StoredModel:
 
     name: str
     data: bytes
-    network: IdfModel | VideoModel
+    network: Model
 
     @property
     def fingerprint(self) -> bytes:
@@ -58,7 +58,7 @@ def save_model(path: Path, kind: str, config: dict[str, Any], network: nn.Module
         ModelError: The model is too large.
         InputError: The file cannot be written.
     """
-    assert isinstance(network, IdfModel | VideoModel)
+    assert isinstance(network, Model)
     metadata = {
         "kind": kind,
         "config": json.dumps(config, sort_keys=True, separators=(",", ":")),
@@ -143,15 +143,11 @@ def parse_model(data: bytes, name: str) -> StoredModel:
         NotReproducible: A bound is broken, or the known answer does not come out here.
     """
     metadata = _metadata(data)
+    network = _hollow(metadata, name)
     try:
-        # Shapes alone: a config can ask for more memory than there is.
-        with torch.device("meta"):
-            kind = MODELS[metadata["kind"]]
-            network = exact.hollow(kind(json.loads(metadata["config"])))
         tensors = load(data)
-    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise ModelError(f"the model {name!r} is malformed: {error}") from error
-    assert isinstance(network, IdfModel | VideoModel)
     wanted = network.state_dict()
     if wanted.keys() != tensors.keys() or any(
         tensors[key].dtype != value.dtype or tensors[key].shape != value.shape
@@ -165,17 +161,31 @@ def parse_model(data: bytes, name: str) -> StoredModel:
     return StoredModel(name, data, network.eval())
 
 
+def _hollow(metadata: dict[str, str], name: str) -> Model:
+    """Build the frozen network that a file's metadata ask for, without its integers."""
+    try:
+        # Shapes alone: a config can ask for more memory than there is.
+        with torch.device("meta"):
+            kind = MODELS[metadata["kind"]]
+            network = exact.hollow(kind(json.loads(metadata["config"])))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"the model {name!r} is malformed: {error}") from error
+    assert isinstance(network, Model)
+    return network
+
+
 def packaged_models() -> dict[str, dict[str, Any]]:
     """Name, size, fingerprint, metadata and cost of every model in the package."""
-    return {
-        name: {
+    models: dict[str, dict[str, Any]] = {}
+    for name, data in sorted(_packaged().items()):
+        metadata = _metadata(data)
+        models[name] = {
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
-            **_metadata(data),
-            "macs_per_sample": parse_model(data, name).network.macs_per_sample(),
+            **metadata,
+            "macs_per_sample": _hollow(metadata, name).macs_per_sample(),
         }
-        for name, data in sorted(_packaged().items())
-    }
+    return models
 
 
 def _packaged() -> dict[str, bytes]:

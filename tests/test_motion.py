@@ -302,7 +302,7 @@ def test_fields_come_back(shape, seed, kinds, lanes, hinted):
         kept.append(motion.encode_field(field, hint, sender))
         states.append(sender.state.copy())
     for coded in reversed(kept):
-        motion.push_field(message, coded)
+        message.push(*coded, motion.PRECISION)
     for field, hint, state in zip(fields, hints, states, strict=True):
         found = motion.pop_field(message, shape, hint, receiver)
         np.testing.assert_array_equal(found, field)
@@ -320,7 +320,7 @@ def test_a_plain_decoder_reads_the_same(shape, lanes):
     hints = [motion.zero_field(shape), *(motion.doubled(field) for field in fields[:-1])]
     kept = [motion.encode_field(*pair, model) for pair in zip(fields, hints, strict=True)]
     for coded in reversed(kept):
-        motion.push_field(message, coded)
+        message.push(*coded, motion.PRECISION)
     plain = PlainMessage(message.head.tolist(), message.tail[: message.size].tolist())
     for field, hint in zip(fields, hints, strict=True):
         assert plain_pop_field(plain, shape, hint, state) == field.tolist()
@@ -396,7 +396,7 @@ def test_a_short_message_is_exhausted():
     field = rng.integers(-MAX, MAX + 1, (20, 20, 2)).astype(np.int16)
     zero = motion.zero_field(shape)
     message = Message(4)
-    motion.push_field(message, motion.encode_field(field, zero, motion.VectorModel()))
+    message.push(*motion.encode_field(field, zero, motion.VectorModel()), motion.PRECISION)
     whole = message.to_bytes()
     cut = Message.from_bytes(whole[: 4 * 8] + whole[4 * 8 + 40 :], 4)
     before = cut.to_bytes()

@@ -3,7 +3,9 @@
 from flowarchive.models.idf import IdfModel
 from flowarchive.models.video import VideoModel
 
-MODELS: dict[str, type[IdfModel] | type[VideoModel]] = {"idf": IdfModel, "video": VideoModel}
+Model = IdfModel | VideoModel
+
+MODELS: dict[str, type[Model]] = {"idf": IdfModel, "video": VideoModel}
 """The kinds of models, by the name that model files and configs give them."""
 
-__all__ = ["MODELS", "IdfModel", "VideoModel"]
+__all__ = ["MODELS", "IdfModel", "Model", "VideoModel"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowarchive import planes
+from flowarchive import exact, planes
 from flowarchive.ans import Message
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import ModelError
@@ -46,12 +47,6 @@ class IdfModel(nn.Module):
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's config is malformed: {error}") from error
         self.luma, self.chroma = IntegerFlow(luma), IntegerFlow(chroma)
-
-    def loss(self, luma: Tensor, chroma: Tensor, context: Tensor) -> Tensor:
-        """Return mean bits per sample of luma crops plus those of chroma crops, for training."""
-        luma_bits = self.luma.bits(luma).sum() / luma.numel()
-        chroma_bits = self.chroma.bits(chroma, context).sum() / chroma.numel()
-        return luma_bits + chroma_bits
 
     def check_crop(self, size: int) -> None:
         """Raise ValueError unless crops of `size`, half of it for chroma, can be squeezed."""
@@ -181,16 +176,17 @@ class IdfModel(nn.Module):
     def known_answer(self) -> str:
         """Return a BLAKE2b-128 of the integers the frozen networks make of a fixed input.
 
-        The input is a ramp with pseudo-random noise (a Lehmer generator), so that the answer needs
-        nothing but integers. Computed when a model is frozen and again before it is used.
+        The input is a ramp with `exact.noise`, so that the answer needs nothing but integers.
+        Computed when a model is frozen and again before it is used.
         """
         digest = hashlib.blake2b(digest_size=16)
         for flow in (self.luma, self.chroma):
             side = 2 * flow.config.multiple + 6
-            noise, values = 1, []
-            for i in range((flow.config.channels + 1) * side * side):
-                noise = noise * 48271 % 2147483647
-                values.append((i // side + i % side + noise % 23) % 256 - 128)
+            count = (flow.config.channels + 1) * side * side
+            values = [
+                (i // side + i % side + number % 23) % 256 - 128
+                for i, number in enumerate(islice(exact.noise(), count))
+            ]
             x = np.array(values, dtype=np.int32).reshape(-1, side, side)
             plane, mask = _pad(x[:-1], flow.config.multiple)
             seen = _see(x[-1], flow.config.multiple, 0) if flow.config.context else None

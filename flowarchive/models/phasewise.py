@@ -20,7 +20,13 @@ from flowarchive import features, lattice
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection, level_group
 from flowarchive.ans import compiled
 from flowarchive.codec import Coder
-from flowarchive.entropy import LogisticMixture
+from flowarchive.entropy import (
+    SCALE_COUNT,
+    SCALE_MIN_LOG2,
+    SCALES_PER_OCTAVE,
+    WEIGHT_BITS,
+    LogisticMixture,
+)
 from flowarchive.flows.phases import PhaseNet
 from flowarchive.lattice import BORDER, PHASES, QUARTERS
 
@@ -28,14 +34,11 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 LEVEL_NETS = 3
-SCALE_MAX = 191
-SCALES_PER_OCTAVE = 8
-SCALE_ONE = 40  # scale index of a width of one sample step
+SCALE_MAX = SCALE_COUNT - 1
+SCALE_ONE = -SCALE_MIN_LOG2 * SCALES_PER_OCTAVE  # scale index of a width of one sample step
 INTRA_TOP = SCALE_ONE + 5 * SCALES_PER_OCTAVE
 INTER_TOP = SCALE_ONE + SCALES_PER_OCTAVE
-WEIGHT_BITS = 12
 WEIGHT_STEPS = 16  # steps in an octave of a weight's logarithm
-
 
 PART_POSITIONS = 1 << 12  # positions of a grid from which threads share the work
 
@@ -103,12 +106,14 @@ class References:
         second: Alike, of the frame before; or the first again.
         predictors: The adaptive predictor of each plane.
         correction: Corrects the scales of all these planes.
+        learning: Receives what these go on to learn from, once the planes are coded.
     """
 
     first: Int32
     second: Int32
     predictors: Sequence[LinearPredictor]
     correction: ScaleCorrection
+    learning: list[Future[None]]
 
 
 def code_planes(
@@ -136,6 +141,7 @@ def code_planes(
     mixture = samples.coder
     correction = ScaleCorrection() if references is None else references.correction
     whole = known * QUARTERS
+    coded: list[tuple[int, _Views]] = []
     _code_top(walk.coder, mixture, whole, references, samples)
     for level in reversed(range(lattice.level_count(known.shape[1:]))):
         net = nets[min(level, LEVEL_NETS - 1)]
@@ -143,21 +149,15 @@ def code_planes(
         _code_level(walk, mixture, correction, net, views, level, samples)
         step = 1 << level
         whole[:, ::step, ::step] = views.plane[:, BORDER:-BORDER, BORDER:-BORDER]
+        coded.append((level, views))
+    if references is not None:
+        references.learning.append(walk.start(_learn, references, coded, samples.shift))
     return whole // QUARTERS
 
 
-def learn(coded: Int32, luma: tuple[Int32, ...] | None, references: References, shift: int) -> None:
-    """Let the adaptive predictors of inter planes learn from what has been coded.
-
-    Args:
-        coded: What `code_planes` returned.
-        luma: As it was given there.
-        references: As they were given there.
-        shift: Low bits that are not looked at.
-    """
-    whole = coded * QUARTERS
-    for level in range(lattice.level_count(coded.shape[1:])):
-        views = _Views(whole, level, luma, references)
+def _learn(references: References, coded: list[tuple[int, _Views]], shift: int) -> None:
+    """Let predictors and correction learn from the levels that have been coded."""
+    for level, views in coded:
         for n, predictor in enumerate(references.predictors):
             predictor.learn(*views.of_plane(n), level, shift)
     for predictor in references.predictors:

@@ -32,7 +32,7 @@ from flowarchive.codec import Coder, Reader, Recorder
 from flowarchive.entropy import Table
 from flowarchive.errors import FormatError, ModelError
 from flowarchive.flows.phases import PhaseNet
-from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes, learn
+from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes
 from flowarchive.models.plan import MAX_SHIFT, Plan
 
 Int32 = NDArray[np.int32]
@@ -112,7 +112,8 @@ class _Past:
         if part == 0:
             while self.learning:
                 self.learning.pop().result()
-        return References(moved[0], moved[-1], self._predictors[part], self._corrections[part])
+        learned = self._predictors[part], self._corrections[part]
+        return References(moved[0], moved[-1], *learned, self.learning)
 
 
 class VideoModel(nn.Module):
@@ -277,7 +278,6 @@ class VideoModel(nn.Module):
                 seen = tuple(planes.on_grid(source, known.shape[1:]) for source in sources)
             nets = self._levels("inter_chroma" if chroma else "inter_luma")
             done.append(code_planes(walk, nets, known, seen, references, form.samples(chroma)))
-            past.learning.append(walk.start(learn, done[-1], seen, references, form.shift))
             lights = lights or references
         coded = planes.Components.of_parts(done, frame.chroma is not None)
         past.remember(coded)
@@ -326,8 +326,8 @@ class VideoModel(nn.Module):
     def known_answer(self) -> str:
         """Return a BLAKE2b-128 of the integers the frozen networks make of a fixed input.
 
-        The input is pseudo-random (a Lehmer generator), so that the answer needs nothing but
-        integers. Computed when a model is frozen and again before it is used.
+        The input is `exact.noise`, so that the answer needs nothing but integers. Computed when a
+        model is frozen and again before it is used.
 
         Raises:
             ModelError: The model's first filters are out of their range.
@@ -335,16 +335,13 @@ class VideoModel(nn.Module):
         digest = hashlib.blake2b(digest_size=16)
         for filters in self._filters():
             digest.update(filters.astype("<i4").tobytes())
-        noise, side = 1, 13
+        noise, side = exact.noise(), 13
         for name in self.nets:
             for net in self._levels(name):
                 state = None
                 for phase in range(len(lattice.PHASES)):
                     channels = net.channels if phase == 0 else features.UPDATE_CHANNELS
-                    values = []
-                    for _ in range(channels * side * side):
-                        noise = noise * 48271 % 2147483647
-                        values.append(noise % 255 - 127)
+                    values = [next(noise) % 255 - 127 for _ in range(channels * side * side)]
                     seen = torch.tensor(values, dtype=torch.float32)
                     state, out = net(phase, seen.reshape(1, channels, side, side), state)
                     digest.update(out.contiguous().numpy().astype("<i4").tobytes())

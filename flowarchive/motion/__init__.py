@@ -1,7 +1,7 @@
 """Motion: the fields of vectors that join a frame to its references.
 
     Picture, search     the encoder's choice of a field
-    VectorModel, encode_field, push_field, pop_field
+    VectorModel, encode_field, pop_field
                         fields on the stack, with probabilities that learn
     compensate          a plane seen through a field, in quarters of a sample value
 
@@ -11,6 +11,7 @@ This package knows luma blocks, vectors and planes. It must not know networks or
 from __future__ import annotations
 
 from flowarchive.motion.compensate import FILTERS, VALUE_BITS, compensate
+from flowarchive.motion.decisions import PRECISION
 from flowarchive.motion.field import (
     BLOCK,
     MAX_VECTOR,
@@ -21,12 +22,13 @@ from flowarchive.motion.field import (
 )
 from flowarchive.motion.picture import Picture
 from flowarchive.motion.search import search
-from flowarchive.motion.vectors import Coded, VectorModel, encode_field, pop_field, push_field
+from flowarchive.motion.vectors import Coded, VectorModel, encode_field, pop_field
 
 __all__ = [
     "BLOCK",
     "FILTERS",
     "MAX_VECTOR",
+    "PRECISION",
     "VALUE_BITS",
     "Coded",
     "Field",
@@ -37,7 +39,6 @@ __all__ = [
     "encode_field",
     "field_shape",
     "pop_field",
-    "push_field",
     "search",
     "zero_field",
 ]

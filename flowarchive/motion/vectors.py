@@ -82,7 +82,7 @@ def encode_field(field: Field, hints: Field, model: VectorModel) -> Coded:
         model: Learns from this field.
 
     Returns:
-        What `push_field` takes, once every later frame has been pushed.
+        Intervals of PRECISION bits, to be pushed once every later frame has been.
 
     Raises:
         ValueError: The fields' shapes, types or ranges are wrong.
@@ -99,15 +99,10 @@ def encode_field(field: Field, hints: Field, model: VectorModel) -> Coded:
     return Coded(start[:count].copy(), freq[:count].copy())
 
 
-def push_field(message: Message, coded: Coded) -> None:
-    """Push what `encode_field` made of a field."""
-    message.push(coded.start, coded.freq, PRECISION)
-
-
 def pop_field(
     message: Message, luma_shape: tuple[int, int], hints: Field, model: VectorModel
 ) -> Field:
-    """Pop the field that was pushed with the same hints and an equal model.
+    """Pop the field whose intervals were pushed, made with the same hints and an equal model.
 
     Args:
         message: Shrinks; is left as it was when this raises, and so is the model.

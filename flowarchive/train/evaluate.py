@@ -12,7 +12,7 @@ from torch import nn
 
 from flowarchive import exact, planes
 from flowarchive.ans import Message
-from flowarchive.models import IdfModel, VideoModel
+from flowarchive.models import IdfModel, Model, VideoModel
 from flowarchive.train.config import Config
 from flowarchive.train.data import Clip, ClipConfig, load_clip
 from flowarchive.train.idf import validate
@@ -83,7 +83,7 @@ def _twin_bits(model: nn.Module, clip: Clip) -> tuple[float, float]:
 
 def _code(model: nn.Module, clip: Clip) -> tuple[float, int]:
     """Ideal bits and coded bits of a chunk on one message."""
-    assert isinstance(model, IdfModel | VideoModel)
+    assert isinstance(model, Model)
     message = Message(1)
     components = [clip.components(t) for t in range(len(clip.luma))]
     ideal = model.push_frames(message, components, clip.letters, planes.MIN_BITS)

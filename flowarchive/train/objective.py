@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from flowarchive.entropy import SCALES_PER_OCTAVE
 from flowarchive.features import ANCHOR_ONE
-from flowarchive.models.phasewise import SCALE_MAX, SCALE_ONE, SCALES_PER_OCTAVE, WEIGHT_STEPS
+from flowarchive.models.phasewise import SCALE_MAX, SCALE_ONE, WEIGHT_STEPS
 
 FLOOR = 2.0**-20
 """Added to every probability, as the coder's least frequency is."""
