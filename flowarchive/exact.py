@@ -6,8 +6,7 @@ instruction set, the thread count or the library, provided that for every output
 
     sum |weight| * max |input| + |bias| < 2**24                         (`check_bound`)
 
-which is proved when a network is frozen and again when it is loaded. Where a processor can sum
-products of bytes exactly, large convolutions go through `int8` and give the same.
+which is proved when a network is frozen and again when it is loaded.
 
 Each layer exists twice:
 
@@ -29,8 +28,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from functools import cache
+from threading import Lock
 
 import numpy as np
 import torch
@@ -38,10 +39,9 @@ from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowarchive import int8
-from flowarchive.errors import ModelError, NotReproducible
+from flowarchive.errors import ModelError
+from flowarchive.int8 import EXACT_LIMIT, MAX_SHIFT, MIN_SHIFT, check_bound
 
-EXACT_LIMIT = 1 << 24
 ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
 UNIT = 32  # activation steps in a real 1.0
 NORM_INPUT_GAIN = 2  # log2 of the pre-normalization grid over the activation grid
@@ -49,7 +49,6 @@ NORM_INPUT_MAX = 2047
 MAX_WEIGHT = 127
 WIDE_WEIGHT = 16383  # two int8 digits on a device without float32 convolutions
 MAX_WEIGHT_SHIFT = 14
-MIN_SHIFT, MAX_SHIFT = -32, 24  # of a convolution; at 25, float32 could no longer add the half
 MAX_GAIN = 1 << 24  # of a normalization, magnitude: its products stay below 2**53
 NORM_FRACTION = 8  # fractional bits of the normalization's gain and offset
 NORM_SHIFT = 20  # fractional bits of the fused multiplier
@@ -92,23 +91,6 @@ def round_half_up(x: Tensor) -> Tensor:
 def clamp(x: Tensor, low: int, high: int) -> Tensor:
     """Clamp to [low, high] with a gradient that pulls stray values back."""
     return _Clamp.apply(x, low, high)  # type: ignore[no-any-return,no-untyped-call]
-
-
-def check_bound(weight: Tensor, bias: Tensor, max_input: int) -> None:
-    """Prove that a convolution's sums are exact in float32, whatever their order.
-
-    Args:
-        weight: Integers [O, I, kh, kw].
-        bias: Integers [O].
-        max_input: Largest magnitude an input can have.
-
-    Raises:
-        NotReproducible: A channel breaks the bound.
-    """
-    total = weight.to(torch.int64).abs().sum(dim=(1, 2, 3)) * max_input
-    total = total + bias.to(torch.int64).abs()
-    if int(total.max()) >= EXACT_LIMIT:
-        raise NotReproducible(f"a channel's sums may reach {int(total.max())}, the limit is 2**24")
 
 
 @cache
@@ -279,15 +261,13 @@ class IntConv2d(Frozen):
         self.register_buffer("shift", torch.zeros(shape[0], dtype=torch.int8))
         self.limits, self.groups = limits, groups
         self._operands: tuple[Tensor, Tensor, np.ndarray] | None = None
-        self._bytes: int8.Convolution | None = None
 
     def check(self) -> None:
         """Prove exactness for activations as inputs and prepare the float32 operands."""
-        check_bound(self.weight, self.bias, -ACTIVATION_MIN)
+        check_bound(self.weight.numpy(), self.bias.numpy())
         _check_range("a convolution's shift", self.shift, MIN_SHIFT, MAX_SHIFT)
         factor = np.ldexp(np.float32(1), -self.shift.numpy().astype(np.int32))
         self._operands = self.weight.to(torch.float32), self.bias.to(torch.float32), factor
-        self._bytes = None
 
     def macs(self) -> int:
         """Multiplications for one position of the output."""
@@ -299,28 +279,10 @@ class IntConv2d(Frozen):
             self.check()
         assert self._operands is not None
         weight, bias, factor = self._operands
-        if self.goes_through_bytes(x):
-            return self._forward_bytes(x)
         y = functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=self.groups)
         rows = _rows(y)
         _requantize(rows, factor, *self.limits)
         return _tensor(rows, y)
-
-    def goes_through_bytes(self, x: Tensor) -> bool:
-        """Whether `int8` computes what these inputs give."""
-        if self.weight.dtype != torch.int8 or self.groups > 1 or self.weight.shape[-1] == 1:
-            return False
-        work = x.numel() // x.shape[1] * self.macs()
-        return work >= int8.WORTHWHILE and int8.available()
-
-    def _forward_bytes(self, x: Tensor) -> Tensor:
-        if self._bytes is None:
-            self._bytes = int8.Convolution(
-                self.weight, self.bias, self.shift, self.limits, int8.SIGNED
-            )
-        return torch.from_numpy(
-            self._bytes.to_floats(int8.from_signed(x.permute(0, 2, 3, 1).contiguous().numpy()))
-        ).permute(0, 3, 1, 2)
 
 
 class GroupNorm(Twin):
@@ -500,27 +462,25 @@ def _replace(model: nn.Module, by: Callable[[Twin], Frozen]) -> nn.Module:
     return model
 
 
-def noise() -> Iterator[int]:
-    """Yield the numbers of a Lehmer generator, 1..2**31 - 2, for known answers.
+_lock = Lock()
+_before: list[int] = []  # what those who compute with one thread have to leave behind
 
-    References:
-        Park, Miller, Stockmeyer, "Remarks on choosing and implementing random number generators",
-        1993, Communications of the ACM 36(7), for the multiplier.
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread in the calling thread; results do not depend on it.
+
+    Its barriers cost more than more threads bring at these sizes, above all on a busy machine.
     """
-    number = 1
-    while True:
-        number = number * 48271 % 2147483647
-        yield number
-
-
-def use_one_thread() -> None:
-    """Let torch compute with one thread in the calling thread; results do not depend on it."""
-    torch.set_num_threads(1)
-
-
-def forget_other_threads() -> None:
-    """Make the calling thread's number of torch threads the one that new threads begin with."""
-    torch.set_num_threads(torch.get_num_threads())
+    with _lock:
+        # Threads begin with the number that was set last, in any of them.
+        _before.append(_before[0] if _before else torch.get_num_threads())
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            torch.set_num_threads(_before.pop())
 
 
 def check(model: nn.Module) -> None:

@@ -4,10 +4,10 @@ For each phase of a level, on the grid of the next level's plane (see `lattice`)
 gives channels and anchors from its own plane, an *inter* frame also from two motion-compensated
 references and from an adaptive linear prediction; chroma also from luma.
 
-Channels are int8. Differences to S, the mean of the four nearest known samples, are in half
-samples, so that brightness does not matter; magnitudes go through `log_table`. Anchors are in
-1/256 of a sample. `shift` low bits of deeper samples are rounded away from channels, not from
-anchors.
+Channels are bytes, a grid of `int8`. Differences to S, the mean of the four nearest known samples,
+are in half samples, so that brightness does not matter; magnitudes go through `log_table`. Anchors
+are in 1/256 of a sample. `shift` low bits of deeper samples are rounded away from channels, not
+from anchors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from flowarchive import int8
 from flowarchive.ans import compiled
+from flowarchive.int8 import ZERO, Bytes
 from flowarchive.lattice import BORDER, PHASES
 
 Int8 = NDArray[np.int8]
@@ -64,7 +66,7 @@ def _offsets(phase: int, columns: int) -> tuple[Int64, Int64, Int64]:
 
 def intra(
     plane: Int32, luma: Int32 | None, last: Int32, phase: int, shift: int
-) -> tuple[Int8, Int32]:
+) -> tuple[Bytes, Int32]:
     """Return channels and anchors of a phase that is predicted from its own frame.
 
     Args:
@@ -76,8 +78,8 @@ def intra(
         shift: Low bits the channels do not see.
 
     Returns:
-        int8 [N, gh, gw, C] and int32 [N, gh, gw, INTRA_ANCHORS] with gh, gw = ceil(h / 2),
-        ceil(w / 2), also where the phase has no sample.
+        A grid of N planes of gh x gw positions and int32 [N, gh, gw, INTRA_ANCHORS] with gh, gw =
+        ceil(h / 2), ceil(w / 2), also where the phase has no sample.
     """
     _, rows, columns = plane.shape
     seen, anchors = _room(plane, phase, first_channels(False, luma is None), INTRA_ANCHORS)
@@ -103,7 +105,7 @@ def inter(
     last: Int32,
     phase: int,
     shift: int,
-) -> tuple[Int8, Int32]:
+) -> tuple[Bytes, Int32]:
     """Return channels and anchors of a phase that is also predicted from other frames.
 
     Args:
@@ -141,12 +143,12 @@ def inter(
     return seen, anchors
 
 
-def _room(plane: Int32, phase: int, first: int, anchors: int) -> tuple[Int8, Int32]:
+def _room(plane: Int32, phase: int, first: int, anchors: int) -> tuple[Bytes, Int32]:
     """Empty channels and anchors on the phase's grid; `first` channels in the first phase."""
     count, rows, columns = plane.shape
-    grid = count, (rows - 2 * BORDER + 1) // 2, (columns - 2 * BORDER + 1) // 2
-    seen = np.empty((*grid, UPDATE_CHANNELS if phase else first), dtype=np.int8)
-    return seen, np.empty((*grid, anchors), dtype=np.int32)
+    shape = count, (rows - 2 * BORDER + 1) // 2, (columns - 2 * BORDER + 1) // 2
+    seen = int8.grid(*shape, UPDATE_CHANNELS if phase else first)
+    return seen, np.empty((*shape, anchors), dtype=np.int32)
 
 
 def _geometry(phase: int, columns: int) -> tuple[int, int, int, Int64, Int64, Int64, int]:
@@ -159,13 +161,13 @@ def _geometry(phase: int, columns: int) -> tuple[int, int, int, Int64, Int64, In
 def _difference(value: np.int64, shift: int) -> np.int64:
     """A difference in quarters as a channel, in halves of a sample."""
     half = (value + ((1 << (shift + 1)) >> 1)) >> (shift + 1)
-    return min(max(half, np.int64(-_MOST)), np.int64(_MOST))
+    return min(max(half, np.int64(-_MOST)), np.int64(_MOST)) + ZERO
 
 
 @compiled
 def _log(value: np.int64, shift: int, table: Int8) -> np.int64:
     """A magnitude in quarters as a channel."""
-    return np.int64(table[min(abs(value) >> shift, np.int64(_TABLE_SIZE - 1))])
+    return np.int64(table[min(abs(value) >> shift, np.int64(_TABLE_SIZE - 1))]) + ZERO
 
 
 @compiled
@@ -183,16 +185,16 @@ def _intra(
     chroma: bool,
     shift: int,
     table: Int8,
-    seen: Int8,
+    seen: Bytes,
     anchors: Int32,
 ) -> None:
-    count, gh, gw, _ = seen.shape
+    count, gh, gw, _ = anchors.shape
     for n in range(count):
         p = planes[n]
         g = lumas[n >> 1] if chroma else lumas[n]
         for i in range(gh):
             for j in range(gw):
-                out = seen[n, i, j]
+                out = seen[n, i + 1, j + 1]
                 at = (BORDER + 2 * i + row) * columns + BORDER + 2 * j + column
                 x0, x1, x2, x3 = (
                     np.int64(p[at + near[0]]),
@@ -280,17 +282,17 @@ def _inter(
     chroma: bool,
     shift: int,
     table: Int8,
-    seen: Int8,
+    seen: Bytes,
     anchors: Int32,
 ) -> None:
-    count, gh, gw, _ = seen.shape
+    count, gh, gw, _ = anchors.shape
     for n in range(count):
         p, r, q = planes[n], firsts[n], seconds[n]
         m = n >> 1 if chroma else n
         g, gr, gq = lumas[m], luma_firsts[m], luma_seconds[m]
         for i in range(gh):
             for j in range(gw):
-                out = seen[n, i, j]
+                out = seen[n, i + 1, j + 1]
                 at = (BORDER + 2 * i + row) * columns + BORDER + 2 * j + column
                 total = np.int64(0)
                 total_r = np.int64(0)

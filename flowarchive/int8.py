@@ -1,427 +1,406 @@
-"""Convolutions of bytes: the integers of `exact`, several times faster where the processor can.
+"""Convolutions of bytes, the same integers on every machine.
 
-A convolution takes uint8 `[N, h, w, I]` whose zero is a *zero point*: 0 where nothing is negative,
-or SIGNED. Its sums are int32 inside the processor and below 2**24 outside, as `exact.check_bound`
-has proved, so both ways to compute them give what float32 gives:
+Channels are bytes whose zero is ZERO, so that they hold -128..127, and stand last. A *grid* of them
+`[N, h + 2, w + 2, C]` has a border of zeros. A convolution may take two grids, as if their channels
+stood side by side; nothing is joined. Its sums are int32, and `check_bound` proves that they are
+even below 2**24. Then
 
-    oneDNN's int8 convolution, by torch     fast on large grids, tens of microseconds a call
-    `_sums`, compiled here                  a microsecond a call
+    y = clamp(floor(sum * 2**-shift + 1/2))
 
-Both want the dot products of bytes that VNNI brought (and AMX). Before it, oneDNN added pairs of
-products in 16 bits, which saturate: there, and where `available` finds any other difference from
-float32, nothing here is used. No result depends on that.
+becomes bytes, which may be added to those of another grid, or int16 numbers.
+
+All that happens in registers, on a *tile* of POSITIONS neighbors and 2 * LANES sums for each, in
+code that is written in LLVM's language: with VNNI's dot products where the processor has them, with
+products of 16 bits elsewhere. Not one of these operations rounds.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 from flowarchive.ans import compiled
+from flowarchive.errors import ModelError, NotReproducible
 
 Bytes = NDArray[np.uint8]
+Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
-Int64 = NDArray[np.int64]
-Float32 = NDArray[np.float32]
 
-SIGNED = 128
-"""The zero point of bytes that hold -128..127."""
+ZERO = 128
+"""The byte that means 0."""
 
-SWITCH = "FLOWARCHIVE_INT8"
-"""An environment variable that says 0 to compute in float32 everywhere."""
-
+EXACT_LIMIT = 1 << 24
+MIN_SHIFT, MAX_SHIFT = -32, 24
 MOST = 127
-MAX_FUSED_SHIFT = 14
-MAX_FUSED_BIAS = 1 << 22
-SMALL = 12 << 20  # multiplications below which a call of oneDNN costs more than it saves
-WORTHWHILE = 8 << 20  # multiplications from which a layer that is given floats comes here
-POSITIONS, LANES = 6, 16  # of the compiled kernel's tile; two vectors of lanes
+SHORT_MOST = (1 << 15) - 1
+
+POSITIONS, LANES = 12, 16
 QUAD = 4  # bytes in a dot product
 
-_state = {"off": False}
+_OLD_POSITIONS = 4  # at a time, with fewer and smaller registers
+_WHOLE, _SUM, _SHORT, _OCTET = (ir.IntType(bits) for bits in (64, 32, 16, 8))
+_SUMS = ir.VectorType(_SUM, LANES)
+_PAIRS = ir.VectorType(_SHORT, 2 * LANES)
 
 
-def available() -> bool:
-    """Whether layers compute in bytes here; the same integers come out if they do not."""
-    return not _state["off"] and os.environ.get(SWITCH) != "0" and _is_exact()
+def check_bound(weight: NDArray[Any], bias: NDArray[Any]) -> None:
+    """Prove that a convolution's sums stay below 2**24, for any bytes.
+
+    Args:
+        weight: Integers [O, I, k, k].
+        bias: Integers [O].
+
+    Raises:
+        NotReproducible: A channel breaks the bound.
+    """
+    total = np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)) * ZERO
+    most = int((total + np.abs(bias.astype(np.int64))).max())
+    if most >= EXACT_LIMIT:
+        raise NotReproducible(f"a channel's sums may reach {most}, the limit is 2**24")
 
 
-@contextmanager
-def switched_off() -> Iterator[None]:
-    """Compute in float32, for tests."""
-    before, _state["off"] = _state["off"], True
-    try:
-        yield
-    finally:
-        _state["off"] = before
+def grid(count: int, rows: int, columns: int, channels: int) -> Bytes:
+    """Make a grid of zeros, uint8 [count, rows + 2, columns + 2, a multiple of QUAD]."""
+    shape = count, rows + 2, columns + 2, -(-channels // QUAD) * QUAD
+    size = shape[0] * shape[1] * shape[2] * shape[3]
+    # The last tile reads on behind the last row.
+    room = POSITIONS * shape[3] + 2 * LANES
+    return np.full(size + room, ZERO, dtype=np.uint8)[:size].reshape(shape)
+
+
+def inside(cells: Bytes) -> Bytes:
+    """Return a grid without its border."""
+    return cells[:, 1:-1, 1:-1]
+
+
+def signed(cells: Bytes) -> NDArray[np.int8]:
+    """Return what the bytes of a grid mean, int8 [N, h, w, C]."""
+    return (inside(cells) ^ np.uint8(ZERO)).view(np.int8)
 
 
 class Convolution:
-    """A zero-padded convolution of bytes.
+    """A zero-padded convolution with a kernel of 1 x 1 or 3 x 3.
 
     Args:
-        weight: int8, or int16 within +-2**14, [O, I, k, k].
+        weight: int8 [O, I, k, k], or int16 within +-2**14.
         bias: int32 [O].
-        shift: int8 [O], as `exact.IntConv2d` has it.
-        limits: Of the outputs.
-        zero: The inputs' zero point.
+        shift: int8 [O], MIN_SHIFT..MAX_SHIFT; a negative one shifts left.
+        first: How many of the I channels the first of two grids brings; None for one grid.
+
+    Raises:
+        NotReproducible: Sums may be too large.
+        ModelError: A shift is out of its range.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, shift: Tensor, limits: tuple[int, int], zero: int
+        self,
+        weight: NDArray[Any],
+        bias: NDArray[np.int32],
+        shift: NDArray[np.int8],
+        first: int | None = None,
     ) -> None:
-        self.limits, self.zero = limits, zero
-        self.outputs, self.inputs, self.kernel, _ = weight.shape
-        self._bias = bias.numpy().astype(np.int32)
-        self._shift = shift.numpy().astype(np.int32)
-        self._factor = np.ldexp(np.float32(1), -self._shift)
-        # Wide weights are 256 * high + low: a layer with twice the outputs.
-        self._wide = weight.dtype != torch.int8
+        check_bound(weight, bias)
+        if shift.min() < MIN_SHIFT or shift.max() > MAX_SHIFT:
+            raise ModelError(f"a convolution's shift is outside {MIN_SHIFT}..{MAX_SHIFT}")
+        self.outputs, self._side = weight.shape[0], weight.shape[2]
+        self._wide = weight.dtype != np.int8
+        lanes = LANES if self._wide else 2 * LANES
+        tiles = -(-self.outputs // lanes)
+
+        def cut(values: NDArray[Any]) -> NDArray[Any]:
+            """Values of each output, by tile."""
+            whole = np.zeros((tiles * lanes, *values.shape[1:]), dtype=np.int32)
+            whole[: self.outputs] = values
+            return whole.reshape(tiles, lanes, *values.shape[1:])
+
+        sources = [weight] if first is None else [weight[:, :first], weight[:, first:]]
+        quads = [-(-source.shape[1] // QUAD) for source in sources]
+        self._quads = quads[0], sum(quads[1:])
+        padded = [
+            np.pad(source, ((0, 0), (0, of * QUAD - source.shape[1]), (0, 0), (0, 0)))
+            for source, of in zip(sources, quads, strict=True)
+        ]
+        digits = [cut(np.concatenate(padded, axis=1))]
+        if self._wide:  # 256 * high + low, a vector of each
+            high = (digits[0] + 128) >> 8
+            digits = [high, digits[0] - 256 * high]
+        by_tap = np.concatenate(digits, axis=1).astype(np.int8)
+        by_tap = by_tap.reshape(tiles, 2 * LANES, sum(quads), QUAD, -1).transpose(0, 4, 2, 1, 3)
+        self._weight = np.ascontiguousarray(by_tap)
+        # A tile begins with biases, halves to round, and less what zeros' bytes add too much.
+        right = np.maximum(shift, 0).astype(np.int32)
+        zeros = ZERO * weight.astype(np.int64).sum(axis=(1, 2, 3))
+        begin = cut(bias + ((1 << right) >> 1) - zeros)
+        # What a left shift may be given, so that it stays in 32 bits and passes the same limits.
+        left = np.clip(-shift.astype(np.int32), 0, 15)
+        bound = np.where(left > 0, SHORT_MOST + 1, np.iinfo(np.int32).max)
+        ends = np.stack([begin, cut(bound), cut(left), cut(right)], axis=1)
         if self._wide:
-            high = (weight + 128) >> 8
-            weight = torch.cat([high, weight - 256 * high])
-        self._weight = weight.to(torch.int8).contiguous()
-        self._small = _small_operands(self._weight.numpy(), zero)
-        self._packs: dict[bool, tuple[Tensor, Tensor, Tensor, Tensor | None]] = {}
+            ends = np.concatenate([np.zeros_like(ends), ends], axis=2)
+        self._ends = np.ascontiguousarray(ends, dtype=np.int32)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Convolution:
-        """Nothing here changes but caches."""
-        return self
-
-    @property
-    def fuses(self) -> bool:
-        """Whether `to_bytes` gives exact's integers; see docs/determinism.md."""
-        return (
-            not self._wide
-            and self.limits == (0, MOST)
-            and int(self._shift.max()) <= MAX_FUSED_SHIFT
-            and int(np.abs(self._bias.astype(np.int64)).max()) < MAX_FUSED_BIAS
-        )
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether the sums of a wide layer's digits stay exact in float32, too."""
-        return not self._wide or self._weight[0].numel() * 128 * 128 < 1 << 24
-
-    def to_bytes(self, x: Bytes) -> Bytes:
-        """Convolve uint8 [N, h, w, I] into requantized and rectified uint8 [N, h, w, O]."""
-        if self._is_small(x):
-            sums, row = self._sums(x)
-            out = np.empty((*x.shape[:3], self.outputs), dtype=np.uint8)
-            _to_bytes(sums, row, self._bias, self._factor, out)
-            return out
-        y: Bytes = _array(self._onednn(x, True))
-        return y
-
-    def to_floats(self, x: Bytes) -> Float32:
-        """Convolve uint8 [N, h, w, I] into requantized float32 [N, h, w, O]."""
-        out = np.empty((*x.shape[:3], self.outputs), dtype=np.float32)
-        if self._is_small(x):
-            sums, row = self._sums(x)
-        else:
-            y = _array(self._onednn(x, False))
-            sums, row = y.reshape(-1, y.shape[3]), (x.shape[1], x.shape[2])
-        _to_floats(sums, row, self._bias, self._factor, *self.limits, self._wide, out)
+    def to_bytes(self, grids: tuple[Bytes, ...], plus: Bytes | None = None) -> Bytes:
+        """Convolve into a new grid of 0..MOST; added to `plus`, and clamped to that."""
+        out = grid(*self._places(grids), self.outputs)
+        self._convolve(grids, out if plus is None else plus, out)
         return out
 
-    def _is_small(self, x: Bytes) -> bool:
-        return x.size * self._weight.shape[0] * self.kernel**2 < SMALL
+    def to_shorts(self, grids: tuple[Bytes, ...]) -> Int16:
+        """Convolve into int16 [N, h, w, O]."""
+        out = grid(*self._places(grids), len(self._weight) * 2 * LANES)
+        self._convolve(grids, out, out)
+        shorts: Int16 = out.view(np.int16)[:, 1:-1, 1:-1, : self.outputs]
+        return shorts
 
-    def _sums(self, x: Bytes) -> tuple[Int32, tuple[int, int]]:
-        """Sums without the bias, int32, and how many rows and columns an item of them has."""
-        weight, correction = self._small
-        count, h, w, _ = x.shape
-        side = self.kernel - 1
-        size = count * (h + side) * (w + side)
-        quads = weight.shape[2]
-        if side or quads * QUAD != x.shape[3] or size < POSITIONS:
-            padded = np.empty((size + POSITIONS + side * (w + side + 1), quads), dtype=np.uint32)
-            _pad(x, side // 2, self.zero, padded.view(np.uint8))
-        else:
-            padded = x.reshape(size, -1).view(np.uint32)
-        sums = np.empty((-(-size // POSITIONS) * POSITIONS, correction.size), dtype=np.int32)
-        _sums(padded, self.kernel, w + side, size, weight, correction, sums)
-        return sums, (h + side, w + side)
+    @staticmethod
+    def _places(grids: tuple[Bytes, ...]) -> tuple[int, int, int]:
+        count, rows, columns, _ = grids[0].shape
+        return count, rows - 2, columns - 2
 
-    def _onednn(self, x: Bytes, fused: bool) -> Tensor:
-        """Let oneDNN convolve bytes into requantized bytes, or into sums in float32."""
-        if fused not in self._packs:
-            self._packs[fused] = self._pack(fused)
-        packed, scale, zeros, bias = self._packs[fused]
-        side = [self.kernel // 2] * 2
-        end: tuple[Any, ...] = (torch.float32, "none", [])
-        if fused:
-            end = torch.uint8, "hardtanh", [0.0, float(MOST)]
-        y: Tensor = torch.ops.onednn.qconv2d_pointwise.default(
-            torch.from_numpy(x).permute(0, 3, 1, 2), 1.0, self.zero, packed, scale, zeros, bias,
-            [1, 1], side, [1, 1], 1, 1.0, 0, *end, "",
-        )  # fmt: skip
-        return y
-
-    def _pack(self, fused: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        outputs = self._weight.shape[0]
-        scale, bias = torch.ones(outputs), None
-        if fused:
-            # Rounding half to even becomes half up a quarter of a sum's step further on.
-            quarter = np.where(self._shift >= 0, np.float32(0.25), np.float32(0))
-            scale = torch.from_numpy(self._factor)
-            bias = torch.from_numpy((self._bias.astype(np.float32) + quarter) * self._factor)
-        side = [self.kernel // 2] * 2
-        packed = torch.ops.onednn.qconv_prepack(
-            self._weight, scale, 1.0, self.zero, [1, 1], side, [1, 1], 1, [1, self.inputs, 64, 64]
-        )
-        return packed, scale, torch.zeros(outputs, dtype=torch.int32), bias
-
-
-def _array(y: Tensor) -> Any:
-    return y.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def from_signed(x: NDArray[Any]) -> Bytes:
-    """Integers -128..127 of any type as bytes whose zero point is SIGNED."""
-    out = np.empty(x.shape, dtype=np.uint8)
-    _from_signed(x.reshape(-1), out.reshape(-1))
-    return out
-
-
-@cache
-def _is_exact() -> bool:
-    """Whether the processor has VNNI, and oneDNN's sums do not saturate."""
-    if not getattr(torch.cpu, "_is_vnni_supported", bool)():
-        return False
-    try:
-        return all(
-            _agrees(outputs, inputs, kernel, size, zero)
-            for zero in (0, SIGNED)
-            for outputs, inputs, kernel, size in (
-                (32, 16, 3, (1, 1)),
-                (32, 32, 3, (33, 17)),
-                (64, 80, 3, (9, 21)),
-                (30, 96, 1, (7, 35)),
-                (7, 5, 3, (5, 6)),
-            )
-        )
-    except (AttributeError, RuntimeError, TypeError):  # a torch without these operators
-        return False
-
-
-def _agrees(outputs: int, inputs: int, kernel: int, size: tuple[int, int], zero: int) -> bool:
-    """Compare both ways with float64, where sums are the largest, and everywhere between."""
-    random = np.random.default_rng(outputs)
-    weight = random.integers(-128, 128, (outputs, inputs, kernel, kernel), dtype=np.int8)
-    weight[::4], weight[1::4], weight[2::8] = 127, -128, 1
-    shift = torch.from_numpy(random.integers(-1, MAX_FUSED_SHIFT + 1, outputs, dtype=np.int8))
-    bias = torch.from_numpy(random.integers(-99999, 99999, outputs, dtype=np.int32))
-    layer = Convolution(torch.from_numpy(weight), bias, shift, (0, MOST), zero)
-    largest = 255 if zero or weight[0].size < 500 else MOST
-    for x in (
-        np.full((2, *size, inputs), largest, dtype=np.uint8),
-        np.zeros((2, *size, inputs), dtype=np.uint8),
-        random.integers(0, largest + 1, (2, *size, inputs), dtype=np.uint8),
-    ):
-        y = torch.from_numpy(x).permute(0, 3, 1, 2).double() - zero
-        y = functional.conv2d(y, torch.from_numpy(weight).double(), padding=kernel // 2)
-        sums = layer._onednn(x, False)
-        rows = _array(y + bias.double()[:, None, None]) * np.ldexp(1.0, -layer._shift)
-        expected = np.floor(rows + 0.5).clip(0, MOST)
-        if not (
-            torch.equal(sums.double(), y)
-            and np.array_equal(_array(layer._onednn(x, True)), expected)
-        ):
-            return False
-    return True
-
-
-def _small_operands(weight: NDArray[np.int8], zero: int) -> tuple[NDArray[np.int8], Int32]:
-    """Weights as `_dot_products` wants them, and what the zero point makes of each sum."""
-    outputs, inputs, kernel, _ = weight.shape
-    lanes = 2 * LANES
-    blocks, quads = -(-outputs // lanes), -(-inputs // QUAD)
-    full = np.zeros((blocks * lanes, quads * QUAD, kernel**2), dtype=np.int8)
-    full[:outputs, :inputs] = weight.reshape(outputs, inputs, -1)
-    correction = full.astype(np.int32).sum(axis=(1, 2)) * -zero
-    full = full.reshape(blocks, lanes, quads, QUAD, kernel**2).transpose(0, 4, 2, 1, 3)
-    return np.ascontiguousarray(full), correction.astype(np.int32)
+    def _convolve(self, grids: tuple[Bytes, ...], plus: Bytes, out: Bytes) -> None:
+        layer = *self._quads, self._side, self._weight, self._ends, self._wide
+        _convolve(grids[0], grids[-1], *layer, plus, out)
 
 
 @intrinsic
-def _dot_products(
-    typing: Any, x: Any, step: Any, row: Any, side: Any, quads: Any, weight: Any, out: Any,
+def _tile(
+    typing: Any, a: Any, a_step: Any, a_row: Any, a_quads: Any, b: Any, b_step: Any, b_row: Any,
+    b_quads: Any, side: Any, weight: Any, ends: Any, wide: Any, plus: Any, plus_step: Any, out: Any,
     out_step: Any,
 ) -> Any:  # fmt: skip
-    """Add dot products of bytes to a tile of POSITIONS x 2 * LANES int32.
+    """Convolve at POSITIONS neighbors.
 
-    The arguments are addresses and distances in bytes: of the first input and the next position's,
-    of a row below; the side of the kernel and how many quads of inputs a tap has; of the weights
-    [side * side, quads, 2 * LANES, QUAD], of the tile and the next position's lanes.
+    The arguments are addresses, and distances in bytes to the next position and to a row below: of
+    two grids, with the quads that each brings to a tap; the side of the kernel, its weights
+    [side * side, quads, 2 * LANES, QUAD] and `ends`, and whether they are wide; of the bytes that
+    are added to; and of the output.
     """
-    whole = ir.IntType(64)
-    alloca: Any = cgutils.alloca_once_value
-    declare: Any = cgutils.get_or_insert_function
-    vector = ir.VectorType(ir.IntType(32), LANES)
-    octets = ir.VectorType(ir.IntType(8), LANES * QUAD)
+    return types.void(*[types.intp] * 16), lambda *args: _Writer(*args).write()
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, step, row, side, quads, weight, out, out_step = args
-        has_vnni = "+avx512vnni" in context.codegen()._tm_features
 
-        def number(value: int) -> Any:
-            return ir.Constant(whole, value)
+class _Writer:
+    """Writes the code of a tile."""
 
-        def at(address: Any, kind: Any) -> Any:
-            return builder.inttoptr(address, kind.as_pointer())
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+        self.context, self.builder, self.args = context, builder, args
+        self.features = context.codegen()._tm_features
+        self.has_vnni = "+avx512vnni" in self.features
 
-        def load(address: Any, kind: Any) -> Any:
-            value = builder.load(at(address, kind))
-            value.align = 1
-            return value
+    def write(self) -> Any:
+        """Write it."""
+        many = POSITIONS if self.has_vnni else _OLD_POSITIONS
+        for first in range(0, POSITIONS, many):
+            self.positions(range(first, first + many))
+        return self.context.get_dummy_value()
 
-        def pick(octets_: Any, k: int, extend: Any) -> Any:
-            lanes = ir.Constant(vector, [QUAD * lane + k for lane in range(LANES)])
-            undefined = ir.Constant(octets, ir.Undefined)
-            return extend(builder.shuffle_vector(octets_, undefined, lanes), vector)
-
-        def dot(total: Any, bytes_: Any, weights: Any) -> Any:
-            if has_vnni:
-                kind = ir.FunctionType(vector, [vector] * 3)
-                name = "llvm.x86.avx512.vpdpbusd.512"
-                function = declare(builder.module, kind, name)
-                return builder.call(function, [total, bytes_, weights])
-            ours, theirs = builder.bitcast(bytes_, octets), builder.bitcast(weights, octets)
-            for k in range(QUAD):
-                product = builder.mul(pick(ours, k, builder.zext), pick(theirs, k, builder.sext))
-                total = builder.add(total, product)
-            return total
-
-        places = [
-            builder.add(builder.add(out, builder.mul(out_step, number(p))), number(64 * half))
-            for p in range(POSITIONS)
-            for half in range(2)
-        ]
-        totals = [alloca(builder, load(place, vector)) for place in places]
-        current = alloca(builder, weight)
+    def positions(self, places: range) -> None:
+        """Write code for some positions, all of whose sums fit into registers."""
+        builder = self.builder
+        a, a_step, a_row, a_quads, b, b_step, b_row, b_quads = self.args[:8]
+        side, weight, ends, wide, plus, plus_step, out, out_step = self.args[8:]
+        variable: Any = cgutils.alloca_once_value
+        begin = [self.load(self.add(ends, 64 * half), _SUMS) for half in range(2)]
+        sums = [[variable(builder, value) for value in begin] for _ in places]
+        for pair in sums:
+            for total, value in zip(pair, begin, strict=True):
+                builder.store(value, total)
+        current = variable(builder, weight)
+        builder.store(weight, current)
+        sources = (a, a_step, a_row, a_quads), (b, b_step, b_row, b_quads)
         with cgutils.for_range(builder, side) as down, cgutils.for_range(builder, side) as right:
-            tap = builder.add(builder.mul(down.index, row), builder.mul(right.index, step))
-            tap = builder.add(x, tap)
-            with cgutils.for_range(builder, quads) as quad:
-                address = builder.load(current)
-                halves = [load(builder.add(address, number(64 * h)), vector) for h in range(2)]
-                builder.store(builder.add(address, number(128)), current)
-                source = builder.add(tap, builder.mul(quad.index, number(QUAD)))
-                for p in range(POSITIONS):
-                    four = load(builder.add(source, builder.mul(step, number(p))), ir.IntType(32))
-                    undefined = ir.Constant(vector, ir.Undefined)
-                    spread = builder.insert_element(undefined, four, ir.Constant(ir.IntType(32), 0))
-                    zeros = ir.Constant(vector, [0] * LANES)
-                    spread = builder.shuffle_vector(spread, undefined, zeros)
-                    for half in range(2):
-                        total = totals[2 * p + half]
-                        builder.store(dot(builder.load(total), spread, halves[half]), total)
-        for place, total in zip(places, totals, strict=True):
-            builder.store(builder.load(total), at(place, vector)).align = 1
-        return context.get_dummy_value()
+            for start, step, row, quads in sources:
+                tap = builder.add(start, builder.mul(down.index, row))
+                tap = builder.add(tap, builder.mul(right.index, step))
+                with cgutils.for_range(builder, quads) as quad:
+                    address = builder.load(current)
+                    weights = [self.weights(self.add(address, 64 * half)) for half in range(2)]
+                    builder.store(self.add(address, 128), current)
+                    source = builder.add(tap, builder.mul(quad.index, self.number(QUAD)))
+                    for pair, place in zip(sums, places, strict=True):
+                        here = builder.add(source, builder.mul(step, self.number(place)))
+                        four = self.spread(self.load(here, _SUM))
+                        for total, values in zip(pair, weights, strict=True):
+                            builder.store(self.dot(builder.load(total), four, values), total)
+        with builder.if_else(builder.icmp_signed("!=", wide, self.number(0))) as (then, otherwise):
+            for shorts, branch in ((True, then), (False, otherwise)):
+                with branch:
+                    for pair, place in zip(sums, places, strict=True):
+                        before = builder.add(plus, builder.mul(plus_step, self.number(place)))
+                        target = builder.add(out, builder.mul(out_step, self.number(place)))
+                        totals = [builder.load(total) for total in pair]
+                        if shorts:
+                            self.finish_shorts(totals, ends, target)
+                        else:
+                            self.finish_bytes(totals, ends, before, target)
 
-    return types.void(*[types.intp] * 8), generate
+    def weights(self, address: Any) -> Any:
+        """Load weights of four inputs; without VNNI as 16 bits, of even inputs and of odd ones."""
+        builder = self.builder
+        if self.has_vnni:
+            return self.load(address, _SUMS)
+        pairs = self.load(address, _PAIRS)
+        eight = ir.Constant(_PAIRS, [8] * 2 * LANES)
+        return builder.ashr(builder.shl(pairs, eight), eight), builder.ashr(pairs, eight)
+
+    def spread(self, four: Any) -> Any:
+        """Put four inputs into every lane, as `weights` does."""
+        builder = self.builder
+        if self.has_vnni:
+            return self.splat(four)
+        mask = ir.Constant(_SUM, 0x00FF00FF)
+        odd = builder.lshr(four, ir.Constant(_SUM, 8))
+        return tuple(
+            builder.bitcast(self.splat(builder.and_(half, mask)), _PAIRS) for half in (four, odd)
+        )
+
+    def dot(self, total: Any, four: Any, weights: Any) -> Any:
+        """Add the dot products of four inputs with those of each lane."""
+        builder = self.builder
+        if self.has_vnni:
+            kind = ir.FunctionType(_SUMS, [_SUMS] * 3)
+            return self.call("llvm.x86.avx512.vpdpbusd.512", kind, total, four, weights)
+        for x, weight in zip(four, weights, strict=True):
+            total = builder.add(total, self.pair_products(x, weight))
+        return total
+
+    def pair_products(self, x: Any, weight: Any) -> Any:
+        """Multiply 16-bit numbers, and add each pair of neighbors."""
+        builder = self.builder
+
+        def pick(value: Any, lanes: range) -> Any:
+            places = ir.Constant(ir.VectorType(_SUM, len(lanes)), list(lanes))
+            return builder.shuffle_vector(value, value, places)
+
+        if "+avx2" in self.features:
+            half = ir.VectorType(_SHORT, LANES)
+            kind = ir.FunctionType(ir.VectorType(_SUM, LANES // 2), [half] * 2)
+            name = "llvm.x86.avx2.pmadd.wd"
+            parts = range(LANES), range(LANES, 2 * LANES)
+            low, high = (self.call(name, kind, pick(x, part), pick(weight, part)) for part in parts)
+            return builder.shuffle_vector(low, high, ir.Constant(_SUMS, list(range(LANES))))
+        products = []
+        for odd in range(2):
+            lanes = range(odd, 2 * LANES, 2)
+            factors = [builder.sext(pick(value, lanes), _SUMS) for value in (x, weight)]
+            products.append(builder.mul(*factors))
+        return builder.add(*products)
+
+    def finish_bytes(self, totals: Any, ends: Any, before: Any, target: Any) -> None:
+        """Store bytes, added to those before."""
+        octets = ir.VectorType(_OCTET, LANES)
+        kind = ir.FunctionType(octets, [octets] * 2)
+        for half, total in enumerate(totals):
+            total = self.requantized(total, ends, half, 0, MOST)
+            old = self.load(self.add(before, LANES * half), octets)
+            change = self.builder.trunc(total, octets)
+            new = self.call(f"llvm.uadd.sat.v{LANES}i8", kind, old, change)
+            self.store(new, self.add(target, LANES * half))
+
+    def finish_shorts(self, totals: Any, ends: Any, target: Any) -> None:
+        """Store 256 * high + low."""
+        eight = ir.Constant(_SUMS, [8] * LANES)
+        total = self.builder.add(self.builder.shl(totals[0], eight), totals[1])
+        total = self.requantized(total, ends, 1, -SHORT_MOST - 1, SHORT_MOST)
+        self.store(self.builder.trunc(total, ir.VectorType(_SHORT, LANES)), target)
+
+    def requantized(self, total: Any, ends: Any, half: int, low: int, high: int) -> Any:
+        """Shift and clamp."""
+        builder = self.builder
+        bound, left, right = (
+            self.load(self.add(ends, 128 * n + 64 * half), _SUMS) for n in (1, 2, 3)
+        )
+        total = self.clamped(total, builder.neg(bound), bound)
+        total = builder.ashr(builder.shl(total, left), right)
+        return self.clamped(total, *(ir.Constant(_SUMS, [v] * LANES) for v in (low, high)))
+
+    def clamped(self, value: Any, low: Any, high: Any) -> Any:
+        """Clamp lanes."""
+        builder = self.builder
+        value = builder.select(builder.icmp_signed("<", value, low), low, value)
+        return builder.select(builder.icmp_signed(">", value, high), high, value)
+
+    def splat(self, value: Any) -> Any:
+        """Put a number into every lane."""
+        none = ir.Constant(_SUMS, ir.Undefined)
+        one = self.builder.insert_element(none, value, ir.Constant(_SUM, 0))
+        return self.builder.shuffle_vector(one, none, ir.Constant(_SUMS, [0] * LANES))
+
+    def call(self, name: str, kind: Any, *args: Any) -> Any:
+        """Call a function of LLVM's."""
+        declare: Any = cgutils.get_or_insert_function
+        return self.builder.call(declare(self.builder.module, kind, name), args)
+
+    def number(self, value: int) -> Any:
+        """A constant."""
+        return ir.Constant(_WHOLE, value)
+
+    def add(self, address: Any, distance: int) -> Any:
+        """Move an address on."""
+        return self.builder.add(address, self.number(distance))
+
+    def load(self, address: Any, kind: Any) -> Any:
+        """Load from an address of any alignment."""
+        value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
+        value.align = 1
+        return value
+
+    def store(self, value: Any, address: Any) -> None:
+        """Store to an address of any alignment."""
+        place = self.builder.inttoptr(address, value.type.as_pointer())
+        self.builder.store(value, place).align = 1
 
 
 @compiled
-def _sums(
-    padded: NDArray[np.uint32],
+def _convolve(
+    a: Bytes,
+    b: Bytes,
+    a_quads: int,
+    b_quads: int,
     side: int,
-    columns: int,
-    size: int,
     weight: NDArray[np.int8],
-    correction: Int32,
-    sums: Int32,
-) -> None:
-    """Convolve at every position of a padded grid, those near its seams for nothing."""
-    lanes = 2 * LANES
-    step = padded.shape[1] * QUAD
-    for first in range(0, sums.shape[0], POSITIONS):
-        # The last tile would read behind the end: it begins earlier and repeats some positions.
-        start = min(first, padded.shape[0] - POSITIONS) if side == 1 else first
-        for p in range(POSITIONS):
-            sums[start + p] = correction
-        for block in range(weight.shape[0]):
-            _dot_products(
-                padded[start:].ctypes.data,
-                step,
-                step * columns,
-                side,
-                weight.shape[2],
-                weight[block].ctypes.data,
-                sums[start, block * lanes :].ctypes.data,
-                sums.shape[1] * 4,
-            )  # type: ignore[call-arg]
-
-
-@compiled
-def _pad(x: Bytes, border: int, zero: int, out: Bytes) -> None:
-    """Put items one below the other, each with a border."""
-    count, h, w, channels = x.shape
-    columns = w + 2 * border
-    out[:] = zero
-    for n in range(count):
-        for i in range(h):
-            at = (n * (h + 2 * border) + border + i) * columns + border
-            for j in range(w):
-                for c in range(channels):
-                    out[at + j, c] = x[n, i, j, c]
-
-
-@compiled
-def _to_bytes(sums: Int32, row: tuple[int, int], bias: Int32, factor: Float32, out: Bytes) -> None:
-    half, highest = np.float32(0.5), np.float32(MOST)
-    for n in range(out.shape[0]):
-        for i in range(out.shape[1]):
-            for j in range(out.shape[2]):
-                source = sums[(n * row[0] + i) * row[1] + j]
-                target = out[n, i, j]
-                for c in range(target.size):
-                    v = np.floor(np.float32(source[c] + bias[c]) * factor[c] + half)
-                    target[c] = np.uint8(np.int32(min(max(v, np.float32(0)), highest)))
-
-
-@compiled
-def _to_floats(
-    sums: NDArray[Any],
-    row: tuple[int, int],
-    bias: Int32,
-    factor: Float32,
-    low: int,
-    high: int,
+    ends: Int32,
     wide: bool,
-    out: Float32,
+    plus: Bytes,
+    out: Bytes,
 ) -> None:
-    half, lowest, highest = np.float32(0.5), np.float32(low), np.float32(high)
-    outputs = out.shape[3]
-    for n in range(out.shape[0]):
-        for i in range(out.shape[1]):
-            for j in range(out.shape[2]):
-                source = sums[(n * row[0] + i) * row[1] + j]
-                target = out[n, i, j]
-                for c in range(outputs):
-                    total = np.int32(source[c])
-                    if wide:
-                        total = (total << 8) + np.int32(source[outputs + c])
-                    v = np.floor(np.float32(total + bias[c]) * factor[c] + half)
-                    target[c] = min(max(v, lowest), highest)
-
-
-@compiled
-def _from_signed(x: NDArray[Any], out: Bytes) -> None:
-    for i in range(x.size):
-        out[i] = np.uint8(np.int32(x[i]) + SIGNED)
+    """Convolve tile by tile; the bytes of a position's tile are 2 * LANES in any case."""
+    size = 2 * LANES
+    count, rows, columns, a_step = a.shape
+    b_step, plus_step, out_step = b.shape[3], plus.shape[3], out.shape[3]
+    scratch = np.empty((POSITIONS, size), dtype=np.uint8)
+    for n in range(count):
+        for y in range(1, rows - 1):
+            for x in range(1, columns - 1, POSITIONS):
+                for t in range(weight.shape[0]):
+                    places = min(POSITIONS, columns - 1 - x)
+                    used = min(size, out_step - t * size)
+                    whole = places == POSITIONS and used == size
+                    target = out[n, y, x, t * size :]
+                    _tile(
+                        a[n, y - side // 2, x - side // 2].ctypes.data,
+                        a_step,
+                        a_step * columns,
+                        a_quads,
+                        b[n, y - side // 2, x - side // 2].ctypes.data,
+                        b_step,
+                        b_step * columns,
+                        b_quads,
+                        side,
+                        weight[t].ctypes.data,
+                        ends[t].ctypes.data,
+                        wide,
+                        plus[n, y, x, t * size :].ctypes.data,
+                        plus_step,
+                        target.ctypes.data if whole else scratch.ctypes.data,
+                        out_step if whole else size,
+                    )  # type: ignore[call-arg]
+                    if not whole:
+                        for p in range(places):
+                            for c in range(used):
+                                out[n, y, x + p, t * size + c] = scratch[p, c]

@@ -12,14 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import nn
+from safetensors.numpy import load, save
 
-from flowarchive import exact, files
+from flowarchive import files
 from flowarchive.errors import FingerprintMismatch, ModelError, ModelNotFound, NotReproducible
-from flowarchive.models import MODELS, Model
+from flowarchive.flows.phases import Tensors
+from flowarchive.models import Model, model_class
 
 MAX_MODEL_BYTES = 64 << 20
 SUFFIX = ".safetensors"
@@ -45,26 +45,25 @@ class StoredModel:
         return hashlib.sha256(self.data).digest()
 
 
-def save_model(path: Path, kind: str, config: dict[str, Any], network: nn.Module) -> None:
+def save_model(path: Path, kind: str, config: dict[str, Any], tensors: Tensors) -> None:
     """Write a frozen model with its known answer.
 
     Args:
         path: File to write.
-        kind: A name from MODELS.
-        config: What the class was built from.
-        network: The frozen network.
+        kind: A name that `models.model_class` knows.
+        config: What the model is built like.
+        tensors: Its integers.
 
     Raises:
-        ModelError: The model is too large.
+        ModelError: The model is too large, or not exact.
         InputError: The file cannot be written.
     """
-    assert isinstance(network, Model)
     metadata = {
         "kind": kind,
         "config": json.dumps(config, sort_keys=True, separators=(",", ":")),
-        "known_answer": network.known_answer(),
+        "known_answer": model_class(kind).of_tensors(config, tensors).known_answer(),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     data = _in_order(save(tensors, metadata))
     if len(data) > MAX_MODEL_BYTES:
         raise ModelError(f"the model takes {len(data)} bytes, more than {MAX_MODEL_BYTES}")
@@ -143,35 +142,19 @@ def parse_model(data: bytes, name: str) -> StoredModel:
         NotReproducible: A bound is broken, or the known answer does not come out here.
     """
     metadata = _metadata(data)
-    network = _hollow(metadata, name)
     try:
+        kind, config = model_class(metadata["kind"]), json.loads(metadata["config"])
+        # Shapes alone: a config can ask for more memory than there is.
+        layout = kind.layout(config)
         tensors = load(data)
-    except (ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"the model {name!r} is malformed: {error}") from error
-    wanted = network.state_dict()
-    if wanted.keys() != tensors.keys() or any(
-        tensors[key].dtype != value.dtype or tensors[key].shape != value.shape
-        for key, value in wanted.items()
-    ):
+    if {key: (values.dtype, values.shape) for key, values in tensors.items()} != layout:
         raise ModelError(f"the model {name!r} does not hold the tensors its config asks for")
-    network.load_state_dict(tensors, assign=True)
-    exact.check(network)
+    network = kind.of_tensors(config, tensors)
     if network.known_answer() != metadata.get("known_answer"):
         raise NotReproducible(f"the model {name!r} does not give its known answer on this machine")
-    return StoredModel(name, data, network.eval())
-
-
-def _hollow(metadata: dict[str, str], name: str) -> Model:
-    """Build the frozen network that a file's metadata ask for, without its integers."""
-    try:
-        # Shapes alone: a config can ask for more memory than there is.
-        with torch.device("meta"):
-            kind = MODELS[metadata["kind"]]
-            network = exact.hollow(kind(json.loads(metadata["config"])))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ModelError(f"the model {name!r} is malformed: {error}") from error
-    assert isinstance(network, Model)
-    return network
+    return StoredModel(name, data, network)
 
 
 def packaged_models() -> dict[str, dict[str, Any]]:
@@ -183,7 +166,7 @@ def packaged_models() -> dict[str, dict[str, Any]]:
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
             **metadata,
-            "macs_per_sample": _hollow(metadata, name).macs_per_sample(),
+            "macs_per_sample": parse_model(data, name).network.macs_per_sample(),
         }
     return models
 

@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from flowarchive import exact
+from flowarchive.flows.phases import Tensors
 from flowarchive.frames import Frame, VideoFormat
-from flowarchive.models import IdfModel, VideoModel
+from flowarchive.models.idf import IdfModel
+from flowarchive.models.video import VideoModel
 from flowarchive.store import save_model
+from flowarchive.train.twins import VideoTwin, frozen_tensors
 
 TINY: dict[str, Any] = {"levels": 2, "couplings": 2, "depth": 1, "width": 4, "mixtures": 2}
 
@@ -93,14 +96,15 @@ def make_model(seed: int = 0, **fields: Any) -> IdfModel:
 
 def write_model(path: Path, seed: int = 0, **fields: Any) -> Path:
     """A random frozen model as a file."""
-    save_model(path, "idf", make_config(**fields), make_model(seed, **fields))
+    twin = copy.deepcopy(make_twin(seed, **fields))
+    save_model(path, "idf", make_config(**fields), frozen_tensors(twin))
     return path
 
 
-def make_video_model(seed: int = 0) -> VideoModel:
+def video_tensors(seed: int = 0) -> Tensors:
     """A random frozen video model: networks that say something, filters that do, too."""
     random = torch.Generator().manual_seed(seed)
-    model = VideoModel(TINY_VIDEO)
+    model = VideoTwin(TINY_VIDEO)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.3 if parameter.dim() == 1 else 0.7 / parameter[0].numel() ** 0.5
@@ -111,14 +115,17 @@ def make_video_model(seed: int = 0) -> VideoModel:
                     parameter[2 * len(parameter) // 3 :] += VIDEO_SCALE / exact.UNIT
         for filters in (model.luma_filters, model.chroma_filters):
             filters.copy_(torch.randint(-600, 601, filters.shape, generator=random))
-    frozen = exact.freeze(model)
-    assert isinstance(frozen, VideoModel)
-    return frozen.eval()
+    return frozen_tensors(model)
+
+
+def make_video_model(seed: int = 0) -> VideoModel:
+    """The model of these tensors."""
+    return VideoModel(TINY_VIDEO, video_tensors(seed))
 
 
 def write_video_model(path: Path, seed: int = 0) -> Path:
     """A random frozen video model as a file."""
-    save_model(path, "video", TINY_VIDEO, make_video_model(seed))
+    save_model(path, "video", TINY_VIDEO, video_tensors(seed))
     return path
 
 

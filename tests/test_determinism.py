@@ -20,7 +20,7 @@ from models import RUNGS, noisy_frames, write_model
 
 import flowarchive
 from flowarchive import media, store
-from flowarchive.flows import IntegerFlow
+from flowarchive.flows.integer import IntegerFlow
 from flowarchive.frames import VideoFormat
 
 ATEN = ["default", "avx2", "avx512"]

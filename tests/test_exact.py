@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
-import subprocess
-import sys
-from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
@@ -20,8 +15,6 @@ from torch import Tensor, nn
 
 from flowarchive import exact, int8
 from flowarchive.errors import ModelError, NotReproducible
-from flowarchive.features import UPDATE_CHANNELS
-from flowarchive.flows.phases import PhaseNet
 
 
 def activations(*shape: int, seed: int = 0, low: int = -128, high: int = 127) -> Tensor:
@@ -107,19 +100,19 @@ def test_sums_up_to_the_limit_come_out_right_at_any_shift(shift, largest):
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_the_bound_is_refused_at_its_limit_and_taken_below(sign):
-    weight, bias = torch.zeros(3, 2, 3, 3), torch.zeros(3, dtype=torch.int32)
+    weight, bias = np.zeros((3, 2, 3, 3), np.int8), np.zeros(3, np.int32)
     weight[1] = sign * 127
     # 18 * 127 * 128 = 292608
     bias[1] = sign * ((1 << 24) - 292608 - 1)
-    exact.check_bound(weight, bias, 128)
+    int8.check_bound(weight, bias)
     bias[1] += sign
     with pytest.raises(NotReproducible, match=r"2\*\*24"):
-        exact.check_bound(weight, bias, 128)
+        int8.check_bound(weight, bias)
     weight[1, 0, 2, 2] = 0
-    exact.check_bound(weight, bias, 128)
+    int8.check_bound(weight, bias)
     bias[2] = -(1 << 31)
     with pytest.raises(NotReproducible):
-        exact.check_bound(weight, bias, 128)
+        int8.check_bound(weight, bias)
 
 
 def test_a_frozen_layer_that_breaks_its_bound_refuses_to_work():
@@ -309,179 +302,22 @@ def test_freezing_saving_and_loading_keeps_every_integer():
         assert torch.equal(a.scale, b.scale)
 
 
-def test_a_worker_with_one_thread_leaves_others_theirs():
+def test_workers_with_one_thread_leave_others_theirs():
     before = torch.get_num_threads()
-    exact_counts, later_counts = [], []
+    inside, later, both = [], [], Barrier(2)
 
     def work() -> None:
-        exact.use_one_thread()
-        exact_counts.append(torch.get_num_threads())
+        with exact.one_thread():
+            both.wait()
+            inside.append(torch.get_num_threads())
+            both.wait()
 
-    for target in (work, lambda: later_counts.append(torch.get_num_threads())):
-        thread = Thread(target=target)
-        thread.start()
-        thread.join()
-        exact.forget_other_threads()
-    assert exact_counts == [1]
+    for targets in ((work, work), (lambda: later.append(torch.get_num_threads()),)):
+        threads = [Thread(target=target) for target in targets]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert inside == [1, 1]
     assert torch.get_num_threads() == before
-    assert later_counts == [before]
-
-
-LARGE: dict[str, dict[str, Any]] = {
-    "square": {"inputs": 32, "outputs": 32, "kernel": 3},
-    "odd": {"inputs": 37, "outputs": 45, "kernel": 3, "rectify": True},
-    "gains": {"inputs": 33, "outputs": 4, "kernel": 5, "gain": [0, 2, 8, -3]},
-    "norm input": {"inputs": 64, "outputs": 24, "kernel": 3, "gain": 2, "limit": 2047},
-}
-
-
-def has_bytes() -> bool:
-    """Whether layers have to go through `int8` here."""
-    limited = os.environ.keys() & {"ONEDNN_MAX_CPU_ISA", int8.SWITCH}
-    return torch.cpu._is_vnni_supported() and not limited
-
-
-@pytest.mark.parametrize("strength", [0.01, 1, 3000], ids=lambda s: f"weights {s}")
-@pytest.mark.parametrize("name", LARGE)
-def test_large_convolutions_of_bytes_are_those_of_floats(name, strength):
-    twin = exact.Conv2d(**LARGE[name])
-    scramble(twin, 0, strength)
-    layer = twin.freeze()
-    for shape in ((1, 65, 79), (3, 40, 43)):
-        x = activations(shape[0], LARGE[name]["inputs"], *shape[1:], seed=shape[1])
-        x[0, :, :3], x[0, :, -3:] = -128, 127
-        assert layer.goes_through_bytes(x) == has_bytes()
-        found = layer(x.clone())
-        last = layer(x.clone(memory_format=torch.channels_last))
-        with int8.switched_off():
-            assert not layer.goes_through_bytes(x)
-            expected = layer(x.clone())
-        assert torch.equal(found, expected)
-        assert torch.equal(last, expected)
-        assert np.array_equal(plain_conv(layer, ints(x)), ints(expected))
-
-
-@pytest.mark.parametrize("zero", [0, int8.SIGNED])
-@pytest.mark.parametrize("wide", [False, True], ids=["int8", "int16"])
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-def test_both_ways_to_compute_in_bytes_are_the_integers(kernel, wide, zero):
-    random = np.random.default_rng(kernel)
-    for inputs, outputs in ((5, 3), (16, 33), (80, 64)):
-        size = (outputs, inputs, kernel, kernel)
-        largest = min(exact.WIDE_WEIGHT if wide else 127, (1 << 24) // (140 * inputs * kernel**2))
-        dtype = torch.int16 if wide else torch.int8
-        layer = exact.IntConv2d(torch.Size(size), (0, 127), 1, wide)
-        layer.weight.copy_(torch.from_numpy(random.integers(-largest, largest + 1, size)).to(dtype))
-        layer.weight[0], layer.weight[1] = largest, -largest
-        layer.bias.copy_(torch.from_numpy(random.integers(-9999, 9999, outputs)))
-        layer.shift.copy_(torch.from_numpy(random.integers(-2, 15, outputs)))
-        exact.check(layer)
-        ours = int8.Convolution(layer.weight, layer.bias, layer.shift, layer.limits, zero)
-        assert ours.fuses == (not wide)
-        for shape in ((1, 1, 1), (2, 4, 5), (1, 33, 7)):
-            x = random.integers(0, 256 if zero else 128, (*shape, inputs), dtype=np.uint8)
-            x[0, 0], x[-1, -1] = 255 if zero else 127, 0
-            signed = x.transpose(0, 3, 1, 2).astype(np.int64) - zero
-            expected = plain_conv(layer, signed).transpose(0, 2, 3, 1)
-            for small in (1 << 60, 0) if has_bytes() else (1 << 60,):
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(int8, "SMALL", small)
-                    assert np.array_equal(ours.to_floats(x), expected)
-                    if ours.fuses:
-                        assert np.array_equal(ours.to_bytes(x), expected)
-
-
-def test_rounding_inside_the_library_is_half_up_at_every_tie():
-    if not has_bytes():
-        pytest.skip("this processor computes in float32")
-    # One input of 1 makes a sum the bias, and that a tie, a step below or a step above.
-    for shift in range(-2, int8.MAX_FUSED_SHIFT + 1):
-        half = 1 << shift >> 1 if shift > 0 else 0
-        steps = torch.arange(-66, 66).repeat_interleave(3)
-        near = torch.tensor([-1, 0, 1]).repeat(132)
-        layer = exact.IntConv2d(torch.Size((396, 4, 1, 1)), (0, 127), 1, False)
-        layer.bias.copy_(steps * 2 * (1 << max(shift, 0)) + half + near)
-        layer.shift.fill_(shift)
-        layer.check()
-        ours = int8.Convolution(layer.weight, layer.bias, layer.shift, layer.limits, 0)
-        x = np.ones((1, 1, 1, 4), dtype=np.uint8)
-        expected = plain_conv(layer, np.ones((1, 4, 1, 1), dtype=np.int64))
-        found = ours._onednn(x, True).numpy()
-        assert np.array_equal(found, expected)
-
-
-@pytest.mark.parametrize("config", [(32, 5, 32, 2), (16, 4, 64, 2), (16, 4, 16, 0)])
-def test_phases_in_bytes_are_those_in_floats(config):
-    twin = PhaseNet(*config)
-    scramble(twin, 7)
-    exact.set_fake(twin, True)
-    net = exact.freeze(copy.deepcopy(twin))
-    for count, h, w in ((1, 1, 1), (2, 4, 5), (1, 19, 23), (1, 70, 83)):
-        sizes = (config[0], UPDATE_CHANNELS, UPDATE_CHANNELS)
-        seen = [activations(count, c, h, w, low=-127, seed=c + p) for p, c in enumerate(sizes)]
-
-        def run(net, seen):
-            state, outs = None, []
-            with torch.no_grad():
-                for phase, channels in enumerate(seen):
-                    state, out = net(phase, channels, state)
-                    outs.append(out)
-            return state, outs
-
-        state, found = run(net, seen)
-        assert (state.dtype == torch.uint8) == has_bytes()
-        _, again = run(net, [channels.to(torch.int8) for channels in seen])
-        with int8.switched_off():
-            state, expected = run(net, seen)
-            assert state.dtype == torch.float32
-        assert [out.unique().numel() > 1 for out in expected] == [True] * 3
-        for a, b, c, d in zip(found, again, expected, run(twin, seen)[1], strict=True):
-            assert torch.equal(a, c)
-            assert torch.equal(b, c)
-            assert torch.equal(c, d)
-
-
-def test_the_switch_in_the_environment_turns_bytes_off(monkeypatch):
-    monkeypatch.setenv(int8.SWITCH, "0")
-    assert not int8.available()
-
-
-def phases_hash() -> str:
-    """Of a network's integers, on grids large and small."""
-    twin = PhaseNet(16, 4, 32, 1)
-    scramble(twin, 3)
-    net = exact.freeze(twin)
-    digest = hashlib.sha256()
-    for h, w in ((9, 11), (90, 101)):
-        state = None
-        for phase in range(3):
-            seen = activations(1, 16, h, w, low=-127, seed=phase)
-            with torch.no_grad():
-                state, out = net(phase, seen, state)
-            digest.update(out.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "allowed"),
-    [("ONEDNN_MAX_CPU_ISA", "AVX2", False), ("NUMBA_CPU_NAME", "generic", True)],
-)
-def test_older_processors_give_the_same_without_saturating(variable, value, allowed):
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import test_exact as t; print(t.int8.available(), t.phases_hash())",
-        ],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
-            variable: value,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(has_bytes() and allowed), phases_hash()]
+    assert later == [before]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowarchive import features, lattice
+from flowarchive import features, int8, lattice
 from flowarchive.lattice import BORDER, PHASES
 
 Plane = np.ndarray
@@ -154,10 +154,12 @@ def compute(group: list[Known], phase: int, shift: int) -> tuple[Plane, Plane]:
     plane, last = np.stack([k.plane for k in group]), np.stack([k.last for k in group])
     luma = group[0].luma and tuple(g[None] for g in group[0].luma)
     if group[0].references is None:
-        return features.intra(plane, luma and luma[0], last, phase, shift)
+        seen, anchors = features.intra(plane, luma and luma[0], last, phase, shift)
+        return int8.signed(seen), anchors
     first, second = (np.stack(r) for r in zip(*(k.references for k in group), strict=True))
     linear = np.stack([k.linear for k in group])
-    return features.inter(plane, (first, second), luma, linear, last, phase, shift)
+    seen, anchors = features.inter(plane, (first, second), luma, linear, last, phase, shift)
+    return int8.signed(seen), anchors
 
 
 def make_group(seed: int, shape: tuple[int, int], most: int, inter: bool, chroma: bool) -> list:

@@ -12,17 +12,17 @@ from models import RUNGS, make_model, make_twin
 from torch import Tensor
 
 from flowarchive import exact
-from flowarchive.flows import IntegerFlow, Latent
 from flowarchive.flows.integer import (
     MAX_MOVES,
     OUTPUT_MAX,
     SCALE_MAX,
     Coupling,
+    IntegerFlow,
+    Latent,
     squeeze,
     unsqueeze,
 )
-from flowarchive.models import IdfModel
-from flowarchive.models.idf import _coder
+from flowarchive.models.idf import IdfModel, _coder
 
 model_of = functools.cache(make_model)
 

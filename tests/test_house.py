@@ -28,18 +28,15 @@ ALLOWED = {
     "rich": ("cli",),
     "click": (),
     "torch": (
-        "archive",
         "bitsback",
         "codec",
         "device",
         "exact",
-        "int8",
         "flows",
         "models",
-        "store",
         "train",
     ),
-    "safetensors": ("exact", "models", "store", "train"),
+    "safetensors": ("store", "train"),
     "triton_kernels": ("device",),
 }
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}

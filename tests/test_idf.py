@@ -16,7 +16,7 @@ from flowarchive import exact, planes
 from flowarchive.ans import Message
 from flowarchive.errors import MessageExhausted
 from flowarchive.frames import PIXEL_LAYOUTS, VideoFormat
-from flowarchive.models import IdfModel
+from flowarchive.models.idf import IdfModel
 
 model_of = functools.cache(make_model)
 

@@ -20,7 +20,7 @@ from flowarchive.ans import Message
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import InputError, OutputExists
 from flowarchive.frames import Frame, VideoFormat
-from flowarchive.models import VideoModel
+from flowarchive.models.video import VideoModel
 from flowarchive.train import ClipConfig, Config, PartConfig, TrainConfig, evaluate, read_config
 from flowarchive.train import train as train_parts
 from flowarchive.train.data import Clip, load_clip, to_yuv420, turned

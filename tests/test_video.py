@@ -24,9 +24,8 @@ from flowarchive.chunk import Coding
 from flowarchive.errors import CodingError, FormatError, ModelError, NotReproducible
 from flowarchive.features import UPDATE_CHANNELS
 from flowarchive.frames import PIXEL_LAYOUTS, VideoFormat
-from flowarchive.models import VideoModel
 from flowarchive.models.phasewise import _bounds
-from flowarchive.models.video import _SHIFTS
+from flowarchive.models.video import _SHIFTS, VideoModel
 
 tiny = functools.cache(make_video_model)
 Group = list[np.ndarray]
@@ -226,7 +225,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_saved_model_comes_back(file):
     network = store.load_model(str(file)).network
-    ours, theirs = network.state_dict(), tiny().state_dict()
+    ours, theirs = network.tensors, tiny().tensors
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in ours)
     assert network.known_answer() == tiny().known_answer() != tiny(1).known_answer()
@@ -256,13 +255,13 @@ def test_a_config_that_is_none_is_refused(change):
     config = copy.deepcopy(TINY_VIDEO)
     change(config)
     with pytest.raises(ModelError, match="config is malformed"):
-        VideoModel(config)
+        VideoModel.layout(config)
 
 
 @pytest.mark.parametrize("config", [{}, [], None, 7, "x"])
 def test_what_is_no_table_is_no_config(config):
     with pytest.raises(ModelError, match="config is malformed"):
-        VideoModel(config)
+        VideoModel.layout(config)
 
 
 def changed(data: bytes, name: str, change: Callable[[Any], object]) -> bytes:

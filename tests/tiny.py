@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 import flowarchive
-from flowarchive import exact, store
+from flowarchive import store
 from flowarchive.archive import chunks
 from flowarchive.chunk import Coding
 from flowarchive.frames import Frame, VideoFormat
-from flowarchive.models import IdfModel, VideoModel
+from flowarchive.models.idf import IdfModel
+from flowarchive.train.twins import VideoTwin, frozen_tensors
 
 SMALL = {"levels": 2, "couplings": 2, "depth": 1, "width": 4, "groups": 2, "mixtures": 2}
 SMALLEST = {"levels": 1, "couplings": 1, "width": 1, "groups": 1, "mixtures": 1}
@@ -64,13 +65,13 @@ def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
             else:
                 spread = parameter[0].numel() ** -0.5
                 parameter.copy_(noise(parameter, spread))
-    store.save_model(path, "idf", config, exact.freeze(network))
+    store.save_model(path, "idf", config, frozen_tensors(network))
     return path
 
 
 def write_video_model(path: Path, seed: int = 0) -> Path:
     """Write a frozen `video` model of random weights, none of which is without effect."""
-    network = VideoModel(VIDEO)
+    network = VideoTwin(VIDEO)
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: torch.Tensor, spread: float) -> torch.Tensor:
@@ -99,7 +100,7 @@ def write_video_model(path: Path, seed: int = 0) -> Path:
                 # Mostly what the first reference has there, and a little of another tap.
                 flat[slot, 16] = 11_000 + 7 * slot
                 flat[slot, slot % filters.shape[-1]] += 900 - 11 * slot
-    store.save_model(path, "video", VIDEO, exact.freeze(network))
+    store.save_model(path, "video", VIDEO, frozen_tensors(network))
     return path
 
 

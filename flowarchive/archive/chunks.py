@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from flowarchive.chunk import (
 )
 from flowarchive.errors import ChecksumMismatch, FormatError, LimitExceeded
 from flowarchive.frames import Frame, Plane, VideoFormat
+from flowarchive.models import Model
 
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate", "could not create a")
 SAMPLES_PER_LANE = 1 << 15
@@ -36,34 +37,6 @@ MEMORY_BYTES = 48 << 20  # alike, of a model that codes frames from the ones bef
 MEMORY_FRAMES = 64
 SMALL_CHUNK_BYTES = 1 << 18
 BYTES_PER_DIGEST_BYTE = 1 << 11  # so that digests never add more than 0.05 % to raw frames
-
-
-class FrameCoder(Protocol):
-    """What a model offers to a chunk; see `models.video.VideoModel`."""
-
-    has_memory: bool
-    """Whether frames are coded from the ones before, so that long chunks are worth it."""
-
-    def push_frames(
-        self,
-        message: Message,
-        frames: Sequence[planes.Components],
-        letters: str,
-        bits: int,
-        threads: int,
-    ) -> float:
-        """Push frames and return their ideal code length in bits."""
-
-    def pop_frames(
-        self,
-        message: Message,
-        count: int,
-        shapes: Sequence[tuple[int, int]],
-        letters: str,
-        bits: int,
-        threads: int,
-    ) -> Iterator[planes.Components]:
-        """Pop frames."""
 
 
 def frames_per_chunk(
@@ -93,7 +66,7 @@ def frames_per_chunk(
 
 
 def encode_chunk(
-    frames: Sequence[Frame], video_format: VideoFormat, model: FrameCoder, threads: int = 1
+    frames: Sequence[Frame], video_format: VideoFormat, model: Model, threads: int = 1
 ) -> tuple[Chunk, float]:
     """Code frames into a chunk.
 
@@ -146,7 +119,7 @@ def encode_chunk(
 
 
 def decode_chunk(
-    chunk: Chunk, video_format: VideoFormat, model: FrameCoder | None, threads: int = 1
+    chunk: Chunk, video_format: VideoFormat, model: Model | None, threads: int = 1
 ) -> list[Frame]:
     """Undo `encode_chunk` and check every frame against its hash.
 
@@ -207,7 +180,7 @@ def _pop_frames(
     shapes: list[tuple[int, int]],
     letters: str,
     dtype: np.dtype[Any],
-    model: FrameCoder,
+    model: Model,
     threads: int,
 ) -> list[tuple[Plane, ...]]:
     message = Message.from_bytes(chunk.payload, chunk.lanes)

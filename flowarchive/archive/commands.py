@@ -274,7 +274,7 @@ def info(archive: str | os.PathLike[str]) -> dict[str, Any]:
 
 def models() -> list[dict[str, Any]]:
     """Describe every model in the package as a JSON object."""
-    from flowarchive import store  # brings torch in, which `info` does without
+    from flowarchive import store  # brings models in, which `info` does without
 
     return [{"name": name, **facts} for name, facts in store.packaged_models().items()]
 

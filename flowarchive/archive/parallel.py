@@ -41,17 +41,13 @@ class OrderedPool(Generic[T, R]):
 
     Args:
         function: Runs in a worker thread.
-        jobs: Worker threads, at least 1. Torch gets no further threads inside them: its barriers
-            cost more than they bring at these sizes, above all on a busy machine.
+        jobs: Worker threads, at least 1.
     """
 
     def __init__(self, function: Callable[[T], R], jobs: int) -> None:
-        from flowarchive import exact  # brings torch in, which reading an index does without
-
         self._function, self._jobs = function, jobs
         self._pending: deque[Future[R]] = deque()
-        self._executor = ThreadPoolExecutor(jobs, "flowarchive", exact.use_one_thread)
-        self._forget_workers = exact.forget_other_threads
+        self._executor = ThreadPoolExecutor(jobs, "flowarchive")
 
     def submit(self, item: T) -> Iterator[R]:
         """Take an item and yield the results that have to leave to make room for it."""
@@ -68,7 +64,6 @@ class OrderedPool(Generic[T, R]):
         """Drop what has not begun and wait for what has."""
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
-        self._forget_workers()
 
 
 def ordered_map(function: Callable[[T], R], items: Sequence[T], jobs: int) -> Iterator[R]:

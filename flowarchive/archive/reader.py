@@ -102,7 +102,7 @@ class Archive(Sequence[Frame]):
         """The model that decodes this archive: the one inside, the file, or the package's."""
         with self._lock:
             if self._model is None:
-                from flowarchive import store  # brings torch in, which an index does without
+                from flowarchive import store  # brings models in, which an index does without
 
                 record = self.container.model()
                 if record is not None and record[0] != self._fingerprint:

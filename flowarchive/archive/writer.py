@@ -202,6 +202,6 @@ def create(
 
 
 def _load_model(name: str) -> StoredModel:
-    from flowarchive import store  # brings torch in, which reading an index does without
+    from flowarchive import store  # brings models in, which reading an index does without
 
     return store.load_model(name)

@@ -1,5 +1,5 @@
-"""Invertible maps of integers, and the networks that steer them."""
+"""Invertible maps of integers, and the networks that steer them.
 
-from flowarchive.flows.integer import FlowConfig, IntegerFlow, Latent
-
-__all__ = ["FlowConfig", "IntegerFlow", "Latent"]
+integer     FlowConfig, IntegerFlow, Latent: the flow of `idf`, in tensors
+phases      Shape, PhaseNet: the networks of `video`, in bytes
+"""

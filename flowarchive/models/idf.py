@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,9 @@ from flowarchive.ans import Message
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import ModelError
 from flowarchive.exact import ACTIVATION_MAX, ACTIVATION_MIN
-from flowarchive.flows import FlowConfig, IntegerFlow, Latent
+from flowarchive.flows.integer import FlowConfig, IntegerFlow, Latent
+from flowarchive.flows.phases import Layout, Tensors
+from flowarchive.models.answer import noise
 
 Int32 = NDArray[np.int32]
 
@@ -47,6 +48,32 @@ class IdfModel(nn.Module):
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's config is malformed: {error}") from error
         self.luma, self.chroma = IntegerFlow(luma), IntegerFlow(chroma)
+
+    @classmethod
+    def _hollow(cls, config: dict[str, Any]) -> IdfModel:
+        """Build the frozen model of a config without its integers, which costs no memory."""
+        with torch.device("meta"):
+            hollow = exact.hollow(cls(config))
+        assert isinstance(hollow, cls)
+        return hollow
+
+    @classmethod
+    def layout(cls, config: dict[str, Any]) -> Layout:
+        """Return the type and shape of every tensor; see `models.Model`."""
+        return {
+            name: (torch.empty(0, dtype=tensor.dtype).numpy().dtype, tuple(tensor.shape))
+            for name, tensor in cls._hollow(config).state_dict().items()
+        }
+
+    @classmethod
+    def of_tensors(cls, config: dict[str, Any], tensors: Tensors) -> IdfModel:
+        """Build the model; see `models.Model`."""
+        model = cls._hollow(config)
+        model.load_state_dict(
+            {name: torch.from_numpy(values) for name, values in tensors.items()}, assign=True
+        )
+        exact.check(model)
+        return model.eval()
 
     def check_crop(self, size: int) -> None:
         """Raise ValueError unless crops of `size`, half of it for chroma, can be squeezed."""
@@ -79,8 +106,9 @@ class IdfModel(nn.Module):
         bits: int,
         threads: int = 1,
     ) -> float:
-        """Push a chunk's frames, each on its own; see `video.VideoModel.push_frames`."""
-        return sum(self.push(message, frame, bits) for frame in reversed(frames))
+        """Push a chunk's frames, each on its own; see `models.Model`."""
+        with exact.one_thread():
+            return sum(self.push(message, frame, bits) for frame in reversed(frames))
 
     def pop_frames(
         self,
@@ -91,9 +119,11 @@ class IdfModel(nn.Module):
         bits: int,
         threads: int = 1,
     ) -> Iterator[planes.Components]:
-        """Pop `count` frames; see `video.VideoModel.pop_frames`."""
+        """Pop `count` frames; see `models.Model`."""
         for _ in range(count):
-            yield self.pop(message, shapes, letters, bits)
+            with exact.one_thread():
+                frame = self.pop(message, shapes, letters, bits)
+            yield frame
 
     @torch.inference_mode()
     def push(self, message: Message, components: planes.Components, bits: int) -> float:
@@ -174,20 +204,14 @@ class IdfModel(nn.Module):
 
     @torch.inference_mode()
     def known_answer(self) -> str:
-        """Return a BLAKE2b-128 of the integers the frozen networks make of a fixed input.
-
-        The input is a ramp with `exact.noise`, so that the answer needs nothing but integers.
-        Computed when a model is frozen and again before it is used.
-        """
+        """Return what the networks make of a ramp with `noise`; see `models.Model`."""
         digest = hashlib.blake2b(digest_size=16)
         for flow in (self.luma, self.chroma):
             side = 2 * flow.config.multiple + 6
             count = (flow.config.channels + 1) * side * side
-            values = [
-                (i // side + i % side + number % 23) % 256 - 128
-                for i, number in enumerate(islice(exact.noise(), count))
-            ]
-            x = np.array(values, dtype=np.int32).reshape(-1, side, side)
+            i = np.arange(count)
+            values = (i // side + i % side + noise(count) % 23) % 256 - 128
+            x = values.astype(np.int32).reshape(-1, side, side)
             plane, mask = _pad(x[:-1], flow.config.multiple)
             seen = _see(x[-1], flow.config.multiple, 0) if flow.config.context else None
             for latent in flow(plane, seen, mask, 0):

@@ -12,9 +12,7 @@ from operator import methodcaller
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from flowarchive import features, lattice
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection, level_group
@@ -28,9 +26,9 @@ from flowarchive.entropy import (
     LogisticMixture,
 )
 from flowarchive.flows.phases import PhaseNet
+from flowarchive.int8 import Bytes, Int16
 from flowarchive.lattice import BORDER, PHASES, QUARTERS
 
-Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 LEVEL_NETS = 3
@@ -307,7 +305,7 @@ class _Part:
         self._kept = slice(first_row - begin, last_row - begin)
         self._bounds = first_row, last_row
         self._net, self._level, self._samples = net, level, samples
-        self._state: Tensor | None = None
+        self._state: Bytes | None = None
         self._last = np.zeros(
             (last_plane - first_plane, end - begin, (self._columns + 1) // 2), dtype=np.int32
         )
@@ -323,12 +321,12 @@ class _Part:
             seen, anchors = features.inter(
                 views.plane, views.references, views.luma, linear, self._last, index, shift
             )
-        self._state, out = self._net(index, _tensor(seen), self._state)
+        self._state, out = self._net.advance(index, seen, self._state)
         self._last = np.ascontiguousarray(anchors[..., 0])
         rows, columns = lattice.phase_shape((self._height, self._columns), PHASES[index])
         first, last = self._bounds
         kept = min(last, rows) - first
-        head = _array(out)[:, self._kept]
+        head = out[:, self._kept]
         return _mixtures(head, anchors[:, self._kept], kept, columns, shift)
 
     def _linear(self, index: int) -> Int32:
@@ -341,17 +339,6 @@ class _Part:
                 *self._views.of_plane(n), self._level, index, samples.shift, low, high
             )
         return out
-
-
-def _tensor(seen: NDArray[np.int8]) -> Tensor:
-    """Channels [N, h, w, C] as a tensor [N, C, h, w], channels last."""
-    return torch.from_numpy(seen).permute(0, 3, 1, 2)
-
-
-def _array(out: Tensor) -> Float32:
-    """A head's integers [N, C, h, w] as an array [N, h, w, C]."""
-    array: Float32 = out.permute(0, 2, 3, 1).contiguous().numpy()
-    return array
 
 
 @cache
@@ -371,12 +358,12 @@ def _weight_table() -> Int32:
 
 
 def _mixtures(
-    out: Float32, anchors: Int32, rows: int, columns: int, shift: int
+    out: Int16, anchors: Int32, rows: int, columns: int, shift: int
 ) -> tuple[Int32, Int32, Int32]:
     """Turn a head's integers and anchors into a mixture for each sample of a phase.
 
     Args:
-        out: [N, gh, gw, 3K]: logarithms of weights, offsets of means, offsets of scales.
+        out: int16 [N, gh, gw, 3K]: logarithms of weights, offsets of means, offsets of scales.
         anchors: int32 [N, gh, gw, K].
         rows: Of the phase.
         columns: Alike.
@@ -394,7 +381,7 @@ def _mixtures(
 
 @compiled
 def _fill_mixtures(
-    out: Float32,
+    out: Int16,
     anchors: Int32,
     rows: int,
     columns: int,

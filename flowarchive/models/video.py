@@ -21,17 +21,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from flowarchive import adaptive, exact, features, lattice, motion, planes
+from flowarchive import adaptive, features, int8, lattice, motion, planes
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection
 from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
 from flowarchive.entropy import Table
 from flowarchive.errors import FormatError, ModelError
-from flowarchive.flows.phases import PhaseNet
+from flowarchive.flows.phases import Layout, PhaseNet, Shape, Tensors
+from flowarchive.models.answer import noise
 from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes
 from flowarchive.models.plan import MAX_SHIFT, Plan
 
@@ -116,34 +115,45 @@ class _Past:
         return References(moved[0], moved[-1], *learned, self.learning)
 
 
-class VideoModel(nn.Module):
+class VideoModel:
     """Networks and first filters of the `video` model.
 
     Args:
         config: For "intra" and "inter" a table, {"luma": {"width", "blocks"}, "chroma": alike}.
+        tensors: What `layout` names.
 
     Raises:
-        ModelError: The config is malformed.
+        ModelError: The config is malformed, or an integer is out of its range.
+        NotReproducible: A bound is broken.
     """
 
     has_memory = True
-    luma_filters: Tensor
-    chroma_filters: Tensor
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        self.nets = nn.ModuleDict()
-        try:
-            _check_keys(config, "intra", "inter")
-            for kind in ("intra", "inter"):
-                _check_keys(config[kind], "luma", "chroma")
-                for part in ("luma", "chroma"):
-                    self.nets[f"{kind}_{part}"] = _build(kind, part, **config[kind][part])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the model's config is malformed: {error}") from error
-        slots = (adaptive.LEVEL_GROUPS, len(lattice.PHASES), adaptive.CLASSES)
-        for name, taps in (("luma", adaptive.LUMA_TAPS), ("chroma", adaptive.CHROMA_TAPS)):
-            self.register_buffer(f"{name}_filters", torch.zeros(*slots, taps, dtype=torch.int16))
+    def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
+        self.tensors = tensors
+        self._nets = {
+            name: [
+                PhaseNet(shape, tensors, _prefix(name, level)) for level, shape in enumerate(shapes)
+            ]
+            for name, shapes in net_shapes(config).items()
+        }
+        self._filters = tuple(tensors[name].astype(np.int32) for name in filter_shapes())
+        if max(np.abs(filters).max() for filters in self._filters) > adaptive.WEIGHT_LIMIT:
+            raise ModelError("a filter's weight is out of its range")
+
+    @staticmethod
+    def layout(config: dict[str, Any]) -> Layout:
+        """Return the type and shape of every tensor; see `models.Model`."""
+        found: Layout = {}
+        for name, shapes in net_shapes(config).items():
+            for level, shape in enumerate(shapes):
+                found |= shape.layout(_prefix(name, level))
+        return found | {name: (np.dtype(np.int16), size) for name, size in filter_shapes().items()}
+
+    @classmethod
+    def of_tensors(cls, config: dict[str, Any], tensors: Tensors) -> VideoModel:
+        """Build the model; see `models.Model`."""
+        return cls(config, tensors)
 
     def push_frames(
         self,
@@ -153,18 +163,7 @@ class VideoModel(nn.Module):
         bits: int,
         threads: int = 1,
     ) -> float:
-        """Push a chunk's frames, so that `pop_frames` gives the first one first.
-
-        Args:
-            message: Receives the bits.
-            frames: The frames' integers.
-            letters: A component letter for each plane, as in `planes.split`.
-            bits: Depth of the samples, 8..16.
-            threads: How many may work on it; the bits do not depend on it.
-
-        Returns:
-            The ideal code length in bits by the frozen integer model.
-        """
+        """Push a chunk's frames; see `models.Model`."""
         recorder = Recorder()
         with _threads(threads) as executor:
             plan = Plan(frames, bits, executor)
@@ -183,16 +182,7 @@ class VideoModel(nn.Module):
         bits: int,
         threads: int = 1,
     ) -> Iterator[planes.Components]:
-        """Pop `count` frames, each as soon as it is complete.
-
-        Args:
-            message: Gives the bits back.
-            count: How many frames.
-            shapes: (rows, columns) of a frame's planes.
-            letters: See `push_frames`.
-            bits: See `push_frames`.
-            threads: See `push_frames`.
-        """
+        """Pop `count` frames; see `models.Model`."""
         unknown = planes.blank(shapes, letters)
         with _threads(threads) as executor:
             walk = Walk(Reader(message), threads, executor)
@@ -231,12 +221,11 @@ class VideoModel(nn.Module):
         if group:
             yield from self._code_intra(walk, group, past, form)
 
-    @torch.inference_mode()
     def _code_intra(
         self, walk: Walk, frames: Sequence[planes.Components], past: _Past, form: _Format
     ) -> list[planes.Components]:
         """Code frames that stand on their own."""
-        nets = self._levels("intra_luma"), self._levels("intra_chroma")
+        nets = self._nets["intra_luma"], self._nets["intra_chroma"]
         lumas = np.stack([frame.luma for frame in frames])
         lumas = code_planes(walk, nets[0], lumas, None, None, form.samples(False))
         chromas: Sequence[Int32 | None] = [None] * len(frames)
@@ -256,7 +245,6 @@ class VideoModel(nn.Module):
         past.cut(done[-1])
         return done
 
-    @torch.inference_mode()
     def _code_inter(
         self,
         walk: Walk,
@@ -276,20 +264,16 @@ class VideoModel(nn.Module):
             if chroma and lights is not None:
                 sources = done[0] * lattice.QUARTERS, lights.first, lights.second
                 seen = tuple(planes.on_grid(source, known.shape[1:]) for source in sources)
-            nets = self._levels("inter_chroma" if chroma else "inter_luma")
+            nets = self._nets["inter_chroma" if chroma else "inter_luma"]
             done.append(code_planes(walk, nets, known, seen, references, form.samples(chroma)))
             lights = lights or references
         coded = planes.Components.of_parts(done, frame.chroma is not None)
         past.remember(coded)
         return coded
 
-    def _levels(self, name: str) -> list[PhaseNet]:
-        """The networks of one kind of frame and one part of it, the finest level's first."""
-        return [net for net in self.nets[name].children() if isinstance(net, PhaseNet)]
-
     def _predictors(self, frame: planes.Components) -> list[list[LinearPredictor]]:
         """Fresh predictors for the planes of each of `Components.parts`."""
-        luma, chroma = self._filters()
+        luma, chroma = self._filters
         return [
             [
                 LinearPredictor(chroma if part == 1 and frame.chroma is not None else luma)
@@ -298,54 +282,61 @@ class VideoModel(nn.Module):
             for part, group in enumerate(frame.parts)
         ]
 
-    def _filters(self) -> tuple[Int32, Int32]:
-        """The first filters of luma and of chroma, int32.
-
-        Raises:
-            ModelError: A weight is larger than filters may have.
-        """
-        luma, chroma = (
-            filters.numpy().astype(np.int32) for filters in (self.luma_filters, self.chroma_filters)
-        )
-        if max(np.abs(luma).max(), np.abs(chroma).max()) > adaptive.WEIGHT_LIMIT:
-            raise ModelError("a filter's weight is out of its range")
-        return luma, chroma
-
     def macs_per_sample(self) -> dict[str, int]:
         """Return the networks' multiplications for a sample of each kind, each way."""
         costs = {}
-        for name in self.nets:
-            levels = self._levels(name)
-            nets = [levels[min(level, LEVEL_NETS - 1)] for level in range(lattice.MAX_LEVELS)]
+        for name, nets in self._nets.items():
+            levels = [nets[min(level, LEVEL_NETS - 1)] for level in range(lattice.MAX_LEVELS)]
             costs[name] = round(
-                sum(net.macs() / 4 ** (level + 1) for level, net in enumerate(nets))
+                sum(net.shape.macs() / 4 ** (level + 1) for level, net in enumerate(levels))
             )
         return costs
 
-    @torch.inference_mode()
     def known_answer(self) -> str:
-        """Return a BLAKE2b-128 of the integers the frozen networks make of a fixed input.
-
-        The input is `exact.noise`, so that the answer needs nothing but integers. Computed when a
-        model is frozen and again before it is used.
-
-        Raises:
-            ModelError: The model's first filters are out of their range.
-        """
+        """Return what the networks make of `noise`; see `models.Model`."""
         digest = hashlib.blake2b(digest_size=16)
-        for filters in self._filters():
+        for filters in self._filters:
             digest.update(filters.astype("<i4").tobytes())
-        noise, side = exact.noise(), 13
-        for name in self.nets:
-            for net in self._levels(name):
-                state = None
-                for phase in range(len(lattice.PHASES)):
-                    channels = net.channels if phase == 0 else features.UPDATE_CHANNELS
-                    values = [next(noise) % 255 - 127 for _ in range(channels * side * side)]
-                    seen = torch.tensor(values, dtype=torch.float32)
-                    state, out = net(phase, seen.reshape(1, channels, side, side), state)
-                    digest.update(out.contiguous().numpy().astype("<i4").tobytes())
+        nets = [net for levels in self._nets.values() for net in levels]
+        side = 13
+        numbers = noise(side * side * sum(sum(net.shape.seen) for net in nets)) % 255 - 127
+        at = 0
+        for net in nets:
+            state = None
+            for phase, channels in enumerate(net.shape.seen):
+                seen = int8.grid(1, side, side, channels)
+                values = numbers[at : at + channels * side * side].reshape(channels, side, side)
+                int8.inside(seen)[0, :, :, :channels] = values.transpose(1, 2, 0) + int8.ZERO
+                state, out = net.advance(phase, seen, state)
+                digest.update(out[0].transpose(2, 0, 1).astype("<i4").tobytes())
+                at += channels * side * side
         return digest.hexdigest()
+
+
+def filter_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the first filters of luma and of chroma."""
+    slots = adaptive.LEVEL_GROUPS, len(lattice.PHASES), adaptive.CLASSES
+    taps = {"luma": adaptive.LUMA_TAPS, "chroma": adaptive.CHROMA_TAPS}
+    return {f"{name}_filters": (*slots, count) for name, count in taps.items()}
+
+
+def net_shapes(config: dict[str, Any]) -> dict[str, list[Shape]]:
+    """Return the networks that a config asks for, those of the LEVEL_NETS groups of levels.
+
+    Raises:
+        ModelError: The config is malformed.
+    """
+    try:
+        _check_keys(config, "intra", "inter")
+        for kind in ("intra", "inter"):
+            _check_keys(config[kind], "luma", "chroma")
+        return {
+            f"{kind}_{part}": _shapes(kind, part, **config[kind][part])
+            for kind in ("intra", "inter")
+            for part in ("luma", "chroma")
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"the model's config is malformed: {error}") from error
 
 
 def _check_keys(table: dict[str, Any], *names: str) -> None:
@@ -353,7 +344,7 @@ def _check_keys(table: dict[str, Any], *names: str) -> None:
         raise ValueError(f"a table holds {sorted(table)}, not {sorted(names)}")
 
 
-def _build(kind: str, part: str, width: int, blocks: int) -> nn.ModuleList:
+def _shapes(kind: str, part: str, width: int, blocks: int) -> list[Shape]:
     for name, value, least, most in (("width", width, 1, 256), ("blocks", blocks, 0, 16)):
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"{name} is {value!r}, not in {least}..{most}")
@@ -361,7 +352,12 @@ def _build(kind: str, part: str, width: int, blocks: int) -> nn.ModuleList:
     channels = features.first_channels(inter, part == "luma")
     anchors = features.INTER_ANCHORS if inter else features.INTRA_ANCHORS
     widths = (width, width, min(width, COARSE_WIDTH))
-    return nn.ModuleList(PhaseNet(channels, anchors, size, blocks) for size in widths)
+    return [Shape(channels, anchors, size, blocks) for size in widths]
+
+
+def _prefix(name: str, level: int) -> str:
+    """What the names of a network's tensors begin with."""
+    return f"nets.{name}.{level}."
 
 
 @contextmanager
@@ -370,5 +366,5 @@ def _threads(count: int) -> Iterator[Executor | None]:
     if count == 1:
         yield None
         return
-    with ThreadPoolExecutor(count, "flowarchive-part", exact.use_one_thread) as executor:
+    with ThreadPoolExecutor(count, "flowarchive-part") as executor:
         yield executor

@@ -1,6 +1,6 @@
 """Training configs: TOML files read into dataclasses, and nothing else.
 
-    kind = "video"              a name from MODELS
+    kind = "video"              a name from TWINS
     [model]                     the model's own table
     [training]                  see TrainConfig
     [[clips]]                   see ClipConfig
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from flowarchive.errors import InputError, ModelError
-from flowarchive.models import MODELS, IdfModel
+from flowarchive.models.idf import IdfModel
 from flowarchive.train.data import ClipConfig
+from flowarchive.train.twins import TWINS
 
 WHOLE = ""
 """The name of the only part of a model that is trained as a whole."""
@@ -98,7 +99,7 @@ class Config:
     """A whole config file.
 
     Attributes:
-        kind: A name from MODELS.
+        kind: A name from `train.twins.TWINS`.
         model: The model's own table.
         parts: For each of PARTS[kind], how it is trained.
         cache: Folder of what is computed from clips once, or None for one in the run's folder.
@@ -148,7 +149,7 @@ def _read_part(raw: dict[str, Any], name: str, names: tuple[str, ...], folder: P
 
 def _check(config: Config) -> None:
     """Raise an error of the input unless model and crops go together."""
-    model = MODELS[config.kind](config.model)
+    model = TWINS[config.kind](config.model)
     for part in config.parts.values():
         crop = part.training.crop
         if isinstance(model, IdfModel):

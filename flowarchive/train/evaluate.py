@@ -12,11 +12,13 @@ from torch import nn
 
 from flowarchive import exact, planes
 from flowarchive.ans import Message
-from flowarchive.models import IdfModel, Model, VideoModel
+from flowarchive.models import Model, model_class
+from flowarchive.models.idf import IdfModel
 from flowarchive.train.config import Config
 from flowarchive.train.data import Clip, ClipConfig, load_clip
 from flowarchive.train.idf import validate
 from flowarchive.train.loop import read_average
+from flowarchive.train.twins import VideoTwin, frozen_tensors
 from flowarchive.train.video import chunk_bits
 
 CHUNK = 24
@@ -59,7 +61,8 @@ def evaluate(config: Config, directory: Path, clips: list[ClipConfig]) -> Iterat
     """
     average = read_average(config, directory)
     exact.set_fake(average, fake=True)
-    frozen = exact.freeze(copy.deepcopy(average))
+    tensors = frozen_tensors(copy.deepcopy(average))
+    frozen = model_class(config.kind).of_tensors(config.model, tensors)
     for settings in clips:
         clip = load_clip(settings)
         samples = clip.luma.size + (0 if clip.chroma is None else clip.chroma.size)
@@ -76,14 +79,13 @@ def _twin_bits(model: nn.Module, clip: Clip) -> tuple[float, float]:
         samples = clip.luma.size + (0 if clip.chroma is None else clip.chroma.size)
         rates = [validate(model, [clip], fake) for fake in (False, True)]
         return rates[0] * samples, rates[1] * samples
-    assert isinstance(model, VideoModel)
+    assert isinstance(model, VideoTwin)
     by_networks, beside = chunk_bits(model, clip)
     return by_networks[0] + beside, by_networks[1] + beside
 
 
-def _code(model: nn.Module, clip: Clip) -> tuple[float, int]:
+def _code(model: Model, clip: Clip) -> tuple[float, int]:
     """Ideal bits and coded bits of a chunk on one message."""
-    assert isinstance(model, Model)
     message = Message(1)
     components = [clip.components(t) for t in range(len(clip.luma))]
     ideal = model.push_frames(message, components, clip.letters, planes.MIN_BITS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowarchive import exact
-from flowarchive.models import IdfModel
+from flowarchive.models.idf import IdfModel
 from flowarchive.train.config import WHOLE, PartConfig
 from flowarchive.train.crops import Crops
 from flowarchive.train.data import Clip, load_clip

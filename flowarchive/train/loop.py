@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from flowarchive import exact, store
 from flowarchive.errors import InputError, OutputExists
-from flowarchive.models import MODELS
 from flowarchive.train.config import PARTS, Config, PartConfig, TrainConfig
 from flowarchive.train.idf import IdfPart
 from flowarchive.train.phases import set_first_scales
+from flowarchive.train.twins import TWINS, frozen_tensors
 from flowarchive.train.video import InterPart, IntraPart
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -129,13 +129,13 @@ def train(
     average = read_average(config, directory)
     exact.set_fake(average, fake=True)
     path = directory / "model.safetensors"
-    store.save_model(path, config.kind, config.model, exact.freeze(average))
+    store.save_model(path, config.kind, config.model, frozen_tensors(average))
     return path
 
 
 def twin(config: Config) -> nn.Module:
     """Return a config's model with fresh weights."""
-    model = MODELS[config.kind](config.model)
+    model = TWINS[config.kind](config.model)
     if config.kind == "video":
         set_first_scales(model)
     return model

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowarchive import exact, features, lattice
+from flowarchive import exact, features, int8, lattice
 from flowarchive.features import ANCHOR_ONE
-from flowarchive.flows.phases import PhaseNet
 from flowarchive.lattice import BORDER, PHASES, QUARTERS
 from flowarchive.models.phasewise import LEVEL_NETS
 from flowarchive.train.objective import mixture_bits
+from flowarchive.train.twins import PhaseTwin
 
 Int32 = NDArray[np.int32]
 
@@ -105,7 +105,7 @@ def steps(known: Known, levels: int = lattice.MAX_LEVELS) -> list[Step]:
                 Step(
                     level,
                     index,
-                    torch.from_numpy(seen),
+                    torch.from_numpy(int8.signed(seen)),
                     torch.from_numpy(distance.astype(np.float32) / ANCHOR_ONE),
                 )
             )
@@ -116,7 +116,7 @@ def bits(nets: nn.ModuleList, steps: Sequence[Step], autocast: bool = False) -> 
     """Return the bits of all samples of some steps, summed.
 
     Args:
-        nets: A `PhaseNet` of training twins for each of LEVEL_NETS groups of levels.
+        nets: A `PhaseTwin` for each of LEVEL_NETS groups of levels.
         steps: What `steps` made, in its order.
         autocast: Convolve in bfloat16; heads stay in float32.
     """
@@ -124,7 +124,7 @@ def bits(nets: nn.ModuleList, steps: Sequence[Step], autocast: bool = False) -> 
     state: Tensor | None = None
     for step in steps:
         net = nets[min(step.level, LEVEL_NETS - 1)]
-        assert isinstance(net, PhaseNet)
+        assert isinstance(net, PhaseTwin)
         seen = step.seen.permute(0, 3, 1, 2).to(torch.bfloat16 if autocast else torch.float32)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             state = net.advance(step.phase, seen, None if step.phase == 0 else state)

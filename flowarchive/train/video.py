@@ -16,7 +16,6 @@ from flowarchive import exact, lattice, motion, planes
 from flowarchive.errors import InputError
 from flowarchive.features import ANCHOR_ONE
 from flowarchive.lattice import QUARTERS
-from flowarchive.models import VideoModel
 from flowarchive.models.phasewise import INTER_TOP, INTRA_TOP, Range
 from flowarchive.train.config import CROP_MULTIPLE, PartConfig
 from flowarchive.train.crops import Crops
@@ -35,6 +34,7 @@ from flowarchive.train.motion import (
     teach,
 )
 from flowarchive.train.phases import Known, Step, bits, steps
+from flowarchive.train.twins import VideoTwin
 
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
@@ -234,7 +234,7 @@ def moving(examples: Examples, t: int) -> tuple[Known, Known | None]:
 
 
 @torch.no_grad()
-def chunk_bits(model: VideoModel, clip: Clip) -> tuple[tuple[float, float], float]:
+def chunk_bits(model: VideoTwin, clip: Clip) -> tuple[tuple[float, float], float]:
     """Measure the training twins on a clip that is coded as one chunk.
 
     Args:
