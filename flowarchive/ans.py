@@ -62,6 +62,29 @@ _ONE = np.uint64(1)
 
 
 @compiled
+def push_lane(
+    h: np.uint64,
+    tail: NDArray[np.uint32],
+    size: int,
+    start: np.uint64,
+    freq: np.uint64,
+    precision: int,
+) -> tuple[np.uint64, int]:
+    """Push a checked interval onto the head `h`; `tail` has room for one more word.
+
+    Returns:
+        The new head and size.
+    """
+    # h >= freq * 2**(63 - precision), written so that it cannot overflow.
+    if h >> np.uint64(63 - precision) >= freq:
+        tail[size] = np.uint32(h & _LOW)
+        size += 1
+        h >>= _WORD
+    quotient = h // freq
+    return (quotient << np.uint64(precision)) + (h - quotient * freq) + start, size
+
+
+@compiled
 def push_rows(
     head: NDArray[np.uint64],
     tail: NDArray[np.uint32],
@@ -77,22 +100,38 @@ def push_rows(
     """
     lanes = head.size
     count = start.size
-    shift = np.uint64(precision)
-    headroom = np.uint64(63 - precision)
     row = (count - 1) // lanes * lanes
     while row >= 0:
         for lane in range(min(lanes, count - row)):
-            h = head[lane]
+            s = np.uint64(start[row + lane])
             f = np.uint64(freq[row + lane])
-            # h >= freq * 2**(63 - precision), written so that it cannot overflow.
-            if h >> headroom >= f:
-                tail[size] = np.uint32(h & _LOW)
-                size += 1
-                h >>= _WORD
-            quotient = h // f
-            head[lane] = (quotient << shift) + (h - quotient * f) + np.uint64(start[row + lane])
+            head[lane], size = push_lane(head[lane], tail, size, s, f, precision)
         row -= lanes
     return size
+
+
+@compiled
+def pop_lane(
+    h: np.uint64,
+    tail: NDArray[np.uint32],
+    size: int,
+    start: np.uint64,
+    freq: np.uint64,
+    precision: int,
+) -> tuple[np.uint64, int]:
+    """Pop from the head `h` a checked interval that holds its slot; the tail keeps its words.
+
+    Returns:
+        The new head and size, -1 where there were too few words.
+    """
+    shift = np.uint64(precision)
+    h = freq * (h >> shift) + (h & ((_ONE << shift) - _ONE)) - start
+    if h < _HEAD_MIN:
+        if size == 0:
+            return h, -1
+        size -= 1
+        h = (h << _WORD) | np.uint64(tail[size])
+    return h, size
 
 
 @compiled
@@ -173,6 +212,43 @@ def _pop_value(
 
 
 @compiled
+def push_uniform_lane(
+    h: np.uint64, tail: NDArray[np.uint32], size: int, value: np.uint64, span: np.uint64
+) -> tuple[np.uint64, int]:
+    """Push a value of [0, span), span in 1..2**32, onto the head `h`.
+
+    Returns:
+        The new head and size; the tail grows by at most two words, by one if span <= 2**31.
+    """
+    if span > _HEAD_MIN:
+        bit_span = _ONE if value == span - _ONE and span & _ONE else _ONE + _ONE
+        h, size = _push_value(h, tail, size, value & _ONE, bit_span)
+        value >>= _ONE
+        span = (span + _ONE) >> _ONE
+    return _push_value(h, tail, size, value, span)
+
+
+@compiled
+def pop_uniform_lane(
+    h: np.uint64, tail: NDArray[np.uint32], size: int, span: np.uint64
+) -> tuple[np.uint64, int, np.uint64]:
+    """Undo `push_uniform_lane`; the tail keeps its words.
+
+    Returns:
+        The new head and size, -1 where there were too few words, and the value.
+    """
+    if span <= _HEAD_MIN:
+        return _pop_value(h, tail, size, span)
+    h, size, value = _pop_value(h, tail, size, (span + _ONE) >> _ONE)
+    if size < 0:
+        return h, size, value
+    value <<= _ONE
+    bit_span = _ONE if value == span - _ONE else _ONE + _ONE
+    h, size, bit = _pop_value(h, tail, size, bit_span)
+    return h, size, value | bit
+
+
+@compiled
 def _push_uniform_rows(
     head: NDArray[np.uint64],
     tail: NDArray[np.uint32],
@@ -185,15 +261,8 @@ def _push_uniform_rows(
     row = (count - 1) // lanes * lanes
     while row >= 0:
         for lane in range(min(lanes, count - row)):
-            h = head[lane]
-            value = values[row + lane]
-            span = ranges[row + lane]
-            if span > _HEAD_MIN:
-                bit_span = _ONE if value == span - _ONE and span & _ONE else _ONE + _ONE
-                h, size = _push_value(h, tail, size, value & _ONE, bit_span)
-                value >>= _ONE
-                span = (span + _ONE) >> _ONE
-            head[lane], size = _push_value(h, tail, size, value, span)
+            at = row + lane
+            head[lane], size = push_uniform_lane(head[lane], tail, size, values[at], ranges[at])
         row -= lanes
     return size
 
@@ -210,18 +279,7 @@ def _pop_uniform_rows(
     count = values.size
     for row in range(0, count, lanes):
         for lane in range(min(lanes, count - row) - 1, -1, -1):
-            h = head[lane]
-            span = ranges[row + lane]
-            if span <= _HEAD_MIN:
-                h, size, value = _pop_value(h, tail, size, span)
-            else:
-                h, size, value = _pop_value(h, tail, size, (span + _ONE) >> _ONE)
-                if size < 0:
-                    return size
-                value <<= _ONE
-                bit_span = _ONE if value == span - _ONE else _ONE + _ONE
-                h, size, bit = _pop_value(h, tail, size, bit_span)
-                value |= bit
+            h, size, value = pop_uniform_lane(head[lane], tail, size, ranges[row + lane])
             if size < 0:
                 return size
             head[lane] = h
