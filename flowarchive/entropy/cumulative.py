@@ -108,7 +108,7 @@ def search_tables() -> tuple[Int64, Int64, Int64, Int64]:
 
 
 @compiled
-def _sigmoid(distance: Whole, reciprocal: Whole, shift: Whole, packed: Int64) -> Whole:
+def interpolate_sigmoid(distance: Whole, reciprocal: Whole, shift: Whole, packed: Int64) -> Whole:
     """Interpolate 2**24 * sigmoid(distance / 256 / scale)."""
     argument = (distance * reciprocal) >> shift
     argument = min(max(argument, -_LIMIT), _LIMIT - 1) + _LIMIT
@@ -175,8 +175,8 @@ def _ends(
             shift = 7 + (index >> 3)
             distance = ((2 * z[j] - 1) << 7) - np.int64(mean[at])
             share = np.int64(weight[at])
-            left[j] += share * _sigmoid(distance, reciprocal, shift, packed)
-            right[j] += share * _sigmoid(distance + 256, reciprocal, shift, packed)
+            left[j] += share * interpolate_sigmoid(distance, reciprocal, shift, packed)
+            right[j] += share * interpolate_sigmoid(distance + 256, reciprocal, shift, packed)
     mass = total - (high - low + 1)
     for j in range(count):
         below = (((left[j] >> _SUM_DROP) * mass) >> _SUM_BITS) + z[j] - low

@@ -178,6 +178,40 @@ class LogisticMixture:
         values = self._symbols(symbols)
         return self._intervals(values, _checked(values.size, mean, scale, weight))
 
+    def lookup(
+        self,
+        slots: ArrayLike,
+        mean: ArrayLike,
+        scale: ArrayLike,
+        weight: ArrayLike | None = None,
+    ) -> Int32:
+        """Return the symbols whose intervals hold slots of [0, 2**precision).
+
+        Args:
+            slots: Integers [n].
+            mean: See the class.
+            scale: See the class.
+            weight: See the class.
+
+        Returns:
+            int32 [n] in [low, high].
+
+        Raises:
+            InvalidInterval: A slot is outside the number line.
+            ValueError: The parameters' shapes, types or ranges are wrong.
+        """
+        places = np.asarray(slots)
+        if places.size and not (places.min() >= 0 and places.max() < self.total):
+            raise InvalidInterval(f"a slot is outside [0, 2**{self.precision})")
+        parameters = _checked(places.size, mean, scale, weight)
+        symbols = np.empty(places.size, dtype=np.int32)
+        # Heads that show these slots, and are still full once a symbol has been popped.
+        head = places.astype(np.uint64) + np.uint64(1 << 62)
+        tail = np.empty(0, dtype=np.uint32)
+        grid = self.low, self.high, self.precision
+        pop_symbols(head, tail, 0, symbols, *parameters.flat(), *grid, *search_tables())
+        return symbols
+
     def bits(
         self,
         symbols: ArrayLike,
