@@ -1,6 +1,7 @@
 """What a CHUNK record holds: its frames' timestamps and hashes, and the coded planes.
 
-    frame_count coding bits lanes size ... | constants | tables | pts | digest | digests | payload
+    frame_count coding bits lanes size ... | constants | tables | pts | digest | digests
+    | account | payload
 
 The layout is docs/format.md, section "CHUNK". There is one encoding of any chunk and every other
 is refused, so `Chunk.from_bytes(b).to_bytes() == b`. This module knows nothing of files, nor how
@@ -12,15 +13,16 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import accumulate, pairwise
 
 import zstandard
 
+from flowarchive.account import FrameBits, Statement
 from flowarchive.errors import FormatError, LimitExceeded, Truncated
 
-__all__ = ["Chunk", "Coding", "combine_digests", "store_planes"]
+__all__ = ["FRONT_SIZE", "Chunk", "Coding", "combine_digests", "has_account", "store_planes"]
 
 MAX_FRAMES = 1 << 16
 MAX_PLANES = 8
@@ -32,8 +34,13 @@ DIGEST_SIZE = 16
 PTS_LIMIT = 1 << 63
 
 _HEADER = struct.Struct("<IBBHIBBBB")
+FRONT_SIZE = _HEADER.size
+"""Bytes at the front of a chunk that `has_account` looks at."""
+
 _PTS_NONE, _PTS_ALL, _PTS_SOME, _PTS_EVEN = 0, 1, 2, 3
-_TABLES = 4  # set beside the kind of timestamps where tables follow
+# Set beside the kind of timestamps where these follow.
+_TABLES = 4
+_ACCOUNT = 8
 _HOPE = 2  # how much smaller the slow compressor may make what the quick one made
 # Second differences of 64-bit numbers have 66 bits with their sign; ten groups of seven hold them.
 _VARINT_BYTES = 10
@@ -64,6 +71,7 @@ class Chunk:
             in the whole chunk, otherwise None.
         tables: For each plane None, or the values its samples have in the chunk, ascending, each
             below 2**16: the model codes places in the table. All None unless `coding` is `MODEL`.
+        account: Where the bits of a message come from, if bits-back has coded any of its frames.
         bits: Every sample, or place in a table, is below 2**bits, 8..16.
         lanes: Lanes of the message, a power of two, 1..1024; 0 unless `coding` is `MODEL`.
         payload: The planes that are not constant, coded.
@@ -83,6 +91,7 @@ class Chunk:
     lanes: int
     payload: bytes = field(repr=False)
     tables: tuple[tuple[int, ...] | None, ...] = field(default=(), repr=False)
+    account: Statement | None = None
 
     def __post_init__(self) -> None:
         if self.frame_count > MAX_FRAMES:
@@ -109,6 +118,7 @@ class Chunk:
                 "a constant out of range",
             ),
             (not self._tables_fit(), "such tables"),
+            (not self._account_fits(), "such an account"),
         ):
             if wrong:
                 raise ValueError(f"a chunk cannot have {what}")
@@ -134,6 +144,11 @@ class Chunk:
             for table, constant in zip(self.tables, self.constants, strict=True)
         )
 
+    def _account_fits(self) -> bool:
+        if self.account is None:
+            return True
+        return self.coding == Coding.MODEL and len(self.account.frames) == self.frame_count
+
     def to_bytes(self) -> bytes:
         """Return the payload of this chunk's CHUNK record."""
         numbers = list(_second_differences(_present(self.pts)))
@@ -153,7 +168,7 @@ class Chunk:
                 len(self.payload),
                 len(self.constants),
                 _mask(self.constants),
-                kind | _TABLES * bool(self.tables),
+                kind | _TABLES * bool(self.tables) | _ACCOUNT * (self.account is not None),
                 len(self.digests[0]),
             ),
             *(struct.pack("<H", value) for value in _present(self.constants)),
@@ -168,6 +183,11 @@ class Chunk:
         parts += map(_varint, numbers)
         parts.append(self.digest)
         parts += self.digests
+        if self.account is not None:
+            parts += (_groups(bits) for bits in (self.account.seed, self.account.peak))
+            for frame in self.account.frames:
+                parts += (_groups(bits) for bits in (frame.integer, frame.popped, frame.pushed))
+                parts.append(_varint(frame.overhead))
         parts.append(self.payload)
         return b"".join(parts)
 
@@ -184,7 +204,8 @@ class Chunk:
         )
         if frames > MAX_FRAMES:
             raise LimitExceeded(f"the chunk claims {frames} frames, more than {MAX_FRAMES}")
-        has_tables, kind = kind & _TABLES, kind & ~_TABLES
+        has_tables, has_account = kind & _TABLES, kind & _ACCOUNT
+        kind &= ~(_TABLES | _ACCOUNT)
         if constant_mask >> planes or kind > _PTS_EVEN or digest_size > DIGEST_SIZE:
             raise FormatError("the chunk's header is malformed")
         constants = tuple(
@@ -216,11 +237,22 @@ class Chunk:
         pts = tuple(next(times) if bit == "1" else None for bit in present)
         digest = cursor.take(DIGEST_SIZE)
         digests = tuple(cursor.take(digest_size) for _ in range(frames))
-        payload = cursor.take(size)
-        cursor.finish()
         try:
+            account = cursor.account(frames) if has_account else None
+            payload = cursor.take(size)
+            cursor.finish()
             return cls(
-                coding, frames, pts, digest, digests, constants, bits, lanes, payload, tables
+                coding,
+                frames,
+                pts,
+                digest,
+                digests,
+                constants,
+                bits,
+                lanes,
+                payload,
+                tables,
+                account,
             )
         except ValueError as error:
             raise FormatError(str(error)) from None
@@ -256,6 +288,11 @@ class Chunk:
             return zstandard.ZstdDecompressor().decompress(self.payload, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise FormatError(f"the planes do not decompress: {error}") from None
+
+
+def has_account(front: bytes) -> bool:
+    """Return whether a chunk that begins with these `FRONT_SIZE` bytes says it has an account."""
+    return bool(_HEADER.unpack(front)[7] & _ACCOUNT)
 
 
 def combine_digests(digests: Iterable[bytes]) -> bytes:
@@ -319,6 +356,14 @@ class _Cursor:
         count = int.from_bytes(self.take(2), "little") + 1
         gaps = (self.groups() + 1 for _ in range(count))
         return tuple(accumulate(gaps, initial=-1))[1:]
+
+    def account(self, frames: int) -> Statement:
+        seed, peak = self.groups(), self.groups()
+        return Statement(seed, peak, tuple(self.frame_bits() for _ in range(frames)))
+
+    def frame_bits(self) -> FrameBits:
+        pushing = FrameBits(self.groups(), self.groups(), self.groups())
+        return replace(pushing, ideal=pushing.net - self.varint())
 
     def finish(self) -> None:
         if self._position < len(self._data):

@@ -1,4 +1,4 @@
-"""The command line: pack, unpack, verify, info, models, bench, train and evaluate.
+"""The command line: pack, unpack, verify, info, plot, models, bench, train and evaluate.
 
 This file owns the words, the exit codes and the terminal; everything that touches a frame is
 in `archive`, imported inside each command so that `--help` starts without torch. Data goes to
@@ -68,6 +68,14 @@ class EmbedModel(StrEnum):
     never = "never"
 
 
+class Codec(StrEnum):
+    """Which of the package's models code the frames."""
+
+    idf = "idf"
+    chain = "chain"
+    auto = "auto"
+
+
 ArchivePath = Annotated[str, typer.Argument(metavar="IN.flow", help="The archive.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")]
 ModelFile = Annotated[
@@ -121,9 +129,20 @@ def pack(
         typer.Option("--output", "-o", metavar="OUT.flow", help="Default: INPUT's name .flow."),
     ] = None,
     force: Force = False,
+    codec: Annotated[
+        Codec | None,
+        typer.Option(
+            help="Integer flows alone, a chain with bits-back, or what makes the first chunk"
+            " smaller; default: idf."
+        ),
+    ] = None,
     model: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A model of `flowarchive models`, or a file.")
-    ] = "video",
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Instead of a codec: a model of `flowarchive models`, or a file.",
+        ),
+    ] = None,
     chunk_frames: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Frames that are coded, and read, together."),
@@ -138,6 +157,8 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Pack the decoded frames of INPUT: every sample, timestamp and the color description."""
+    if codec is not None and model is not None:
+        raise typer.BadParameter("--codec chooses a model itself: give it or --model, not both")
     with _reported(as_json):
         from flowarchive import archive
 
@@ -146,6 +167,7 @@ def pack(
                 source,
                 output,
                 model=model,
+                codec=None if codec is None else codec.value,
                 chunk_frames=chunk_frames,
                 embed_model=embed_model.value,
                 jobs=jobs or None,
@@ -246,7 +268,25 @@ def info(archive_path: ArchivePath, as_json: Json = False) -> None:
         if as_json:
             _print_json({"type": "summary", "command": "info", **facts})
         else:
+            if "account" in facts:
+                facts["account"] = _account_text(facts["account"])
             print("\n".join(_fact_lines(facts)))
+
+
+@app.command(epilog=EXIT_CODES)
+def plot(
+    archive_path: ArchivePath,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT.png", help="Default: IN's name .png."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Draw where the bits of an archive come from: its stack, and its bits per sample."""
+    with _reported(as_json=False):
+        from flowarchive.plot import plot_account
+
+        print(_printable(plot_account(archive_path, output, force)))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -268,9 +308,11 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")
     ] = None,
-    plot: Annotated[
+    picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw size against speed (needs matplotlib)."),
+        typer.Option(
+            "--plot", metavar="FILE.png", help="Draw size against speed (needs matplotlib)."
+        ),
     ] = None,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page of tables.")
@@ -301,15 +343,16 @@ def bench(
     """
     with _reported(as_json=False):
         from flowarchive import bench as measuring
+        from flowarchive.plot import require_matplotlib
 
-        if plot is not None:
-            measuring.require_matplotlib()
+        if picture is not None:
+            require_matplotlib()
         header = {"schema": SCHEMA, "type": "summary", "command": "bench"}
         chosen = measuring.choose(codec or [], preset or [])
         with _progress("measuring") as progress:
             for report in measuring.measure(clips, chosen, frames, progress):
                 again = force or bool(report.clips)
-                measuring.write_reports(report, header, json_file, markdown, plot, again)
+                measuring.write_reports(report, header, json_file, markdown, picture, again)
         _print_bench(report)
         if report.mismatches:
             raise ChecksumMismatch("; ".join(report.mismatches))
@@ -507,6 +550,14 @@ def _print_bench(report: bench_module.Report) -> None:
 
 def _frames_text(frames: int, video_format: VideoFormat) -> str:
     return f"{frames} frames, {video_format.width}x{video_format.height} {video_format.pix_fmt}"
+
+
+def _account_text(account: dict[str, int]) -> str:
+    overhead = 100 * account["overhead"] / max(1, account["ideal"])
+    return (
+        f"{account['net']:,} bits, {overhead:+.2f} % of the ideal; bits-back took"
+        f" {account['popped']:,}, never more than {account['peak']:,} at once"
+    )
 
 
 def _pace(frames: int, seconds: float) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import motion
+from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.entropy.plain import code_length
 
@@ -53,12 +54,12 @@ class Recorder:
     """The encoder's end.
 
     Attributes:
-        ideal_bits: Code length of what was kept, by the integer models.
+        frame: Number of the frame that is being coded, for the account.
     """
 
     def __init__(self) -> None:
-        self.ideal_bits = 0.0
-        self._kept: list[tuple[Uint32, Uint32, int]] = []
+        self.frame = 0
+        self._kept: list[tuple[int, Uint32, Uint32, int]] = []
 
     def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
         """Keep the symbols' intervals; see `Coder`."""
@@ -79,13 +80,14 @@ class Recorder:
         return field
 
     def _keep(self, start: Uint32, freq: Uint32, precision: int) -> None:
-        self.ideal_bits += code_length(freq, 1 << precision)
-        self._kept.append((start, freq, precision))
+        self._kept.append((self.frame, start, freq, precision))
 
-    def push(self, message: Message) -> None:
-        """Push all that was kept, the last first, and forget it."""
+    def push(self, message: Message, account: Account) -> None:
+        """Push all that was kept, the last first, enter it as the integer family's, forget it."""
         while self._kept:
-            message.push(*self._kept.pop())
+            frame, start, freq, precision = self._kept.pop()
+            message.push(start, freq, precision)
+            account.integer(frame, message.bits, code_length(freq, 1 << precision))
 
 
 class Reader:

@@ -92,6 +92,20 @@ def load_model(name: str) -> StoredModel:
     return parse_model(data, path.stem)
 
 
+def load_packaged(name: str) -> StoredModel:
+    """Load a model of the package by name, whatever files are called so.
+
+    Raises:
+        ModelNotFound: The package does not have it.
+        ModelError: It is not exact here.
+    """
+    models = _packaged()
+    if name not in models:
+        known = ", ".join(sorted(models)) or "none"
+        raise ModelNotFound(f"the package has no model {name!r} yet, only: {known}")
+    return parse_model(models[name], name)
+
+
 def find_model(
     fingerprint: bytes, embedded: bytes | None, name: str, file: str | None = None
 ) -> StoredModel:

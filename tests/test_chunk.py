@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowarchive import chunk as chunk_module
-from flowarchive.chunk import MAX_FRAMES, Chunk, Coding, store_planes
+from flowarchive.account import LIMIT, FrameBits, Statement
+from flowarchive.chunk import FRONT_SIZE, MAX_FRAMES, Chunk, Coding, has_account, store_planes
 from flowarchive.errors import FormatError, LimitExceeded, Truncated
 
 FAR = (1 << 63) - 1
@@ -41,7 +42,19 @@ def chunks(draw: st.DrawFn) -> Chunk:
         lanes=1 << draw(st.integers(0, 10)) if coding == Coding.MODEL else 0,
         payload=draw(st.binary(max_size=40)),
         tables=tuple(tables) if coding == Coding.MODEL and any(tables) else (),
+        account=draw(st.none() | statements(frames)) if coding == Coding.MODEL else None,
     )
+
+
+amounts = st.one_of(st.integers(0, 300), st.integers(0, LIMIT - 1))
+
+
+@st.composite
+def statements(draw: st.DrawFn, frames: int) -> Statement:
+    rows = draw(st.lists(st.builds(FrameBits, *[amounts] * 4), min_size=frames, max_size=frames))
+    rows[-1] = replace(rows[-1], popped=1 + rows[-1].popped // 2)
+    seed = draw(amounts)
+    return Statement(seed, draw(st.integers(0, seed)), tuple(rows))
 
 
 def table(bits: int) -> st.SearchStrategy[tuple[int, ...]]:
@@ -104,6 +117,12 @@ SAMPLES = [
     chunk(coding=1, lanes=0, constants=(None,) * 8, bits=16),
     chunk(coding=2, lanes=0, constants=(65535,) * 8, bits=16, payload=b""),
     chunk(tables=((0, 1, 300), None, None), pts=(None, 7)),
+    chunk(account=Statement(700, 256, (FrameBits(1, 2, 3, 4), *[FrameBits(200, 0, 0, 199)] * 2))),
+    chunk(
+        tables=((0, 1, 300), None, None),
+        pts=(None, 7),
+        account=Statement(9, 9, (FrameBits(0, 1), FrameBits(0, LIMIT - 1, 0, LIMIT - 1))),
+    ),
     chunk(constants=(None, 65535, None), tables=((65535,), None, tuple(range(0, 65536, 257)))),
 ]
 
@@ -227,6 +246,8 @@ WRONG = [
     {"tables": ((0, 1), None, None), "coding": 1, "lanes": 0},
     {"constants": (None, 256, 0)},
     {"constants": (None, 65536, 0), "tables": ((0, 1), None, None)},
+    {"account": Statement(1, 1, (FrameBits(0, 1),))},
+    {"account": Statement(1, 1, (FrameBits(0, 1),) * 3), "coding": 1, "lanes": 0},
     {"pts": (0, 1, FAR + 1)},
     {"pts": (0, 1, -FAR - 1)},
 ]
@@ -318,6 +339,60 @@ def test_a_constant_plane_has_no_table():
     sample[20] = 2
     with pytest.raises(FormatError):
         Chunk.from_bytes(bytes(sample))
+
+
+# Accounts.
+
+
+def with_account(data: bytes, coding: int = 0, frames: int = 1) -> bytes:
+    """A chunk whose bytes between the digests and the empty payload are these."""
+    lanes = 0 if coding else 1
+    header = struct.pack("<IBBHIBBBB", frames, coding, 8, lanes, 0, 1, 0, 8, 0)
+    return header + bytes(16) + data
+
+
+def test_with_account_makes_chunks():
+    # Net 5 + 131 - 130 = 6, which is 2 more than the ideal.
+    read = Chunk.from_bytes(with_account(b"\x80\1\7\5\x82\1\x83\1\4"))
+    assert read.account == Statement(128, 7, (FrameBits(5, 130, 131, 4),))
+    assert has_account(read.to_bytes()[:FRONT_SIZE])
+    assert not has_account(chunk().to_bytes()[:FRONT_SIZE])
+
+
+LARGEST = b"\xff" * 6 + b"\x3f"
+TOO_LARGE = b"\x80" * 6 + b"\x40"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_account(b"\1\1\0\0\1\2"),  # nothing popped
+        with_account(b"\1\2\0\1\1\0"),  # a peak above the seed
+        with_account(b"\1\1\0\1\1\2"),  # an ideal of -1
+        with_account(b"\1\1\x80\0\1\1\0"),  # padded
+        with_account(TOO_LARGE + b"\1\0\1\1\0"),
+        with_account(b"\1\1" + TOO_LARGE + b"\1\1\0"),
+        with_account(b"\1\1\0" + TOO_LARGE + LARGEST + b"\1"),
+        with_account(b"\1\1\0\1" + TOO_LARGE + b"\0"),
+        with_account(b"\1\1\0\1\1" + b"\xff" * 6 + b"\x7f"),  # an ideal of 2**48
+        with_account(b"\1\1\0\1\1" + b"\xff" * 10),
+        with_account(b"\1\1\0\1\1\0", coding=1),
+        with_account(b"\1\1\0\1\1\0", coding=2),
+        with_account(b"\1\1\0\1\1\0", frames=2),
+        with_account(b"\1\1\0\1\1\0\0"),
+        with_account(b""),
+    ],
+    ids=range(15),
+)
+def test_malformed_accounts(data):
+    with pytest.raises(FormatError):
+        Chunk.from_bytes(data)
+
+
+def test_an_account_of_the_largest_numbers():
+    data = with_account(LARGEST + LARGEST + b"\0" + LARGEST * 2 + b"\0")
+    largest = FrameBits(0, LIMIT - 1, LIMIT - 1)
+    assert Chunk.from_bytes(data).account == Statement(LIMIT - 1, LIMIT - 1, (largest,))
 
 
 # Stored planes.

@@ -160,8 +160,8 @@ def test_pack_passes_its_options_on(fake):
     assert result.exit_code == 0, result.output
     assert fake.calls == [
         ("pack", ("in/", "x.flow"), {
-            "model": "m.safetensors", "chunk_frames": 8, "embed_model": "never", "jobs": 2,
-            "force": True, "progress": None,
+            "model": "m.safetensors", "codec": None, "chunk_frames": 8, "embed_model": "never",
+            "jobs": 2, "force": True, "progress": None,
         })
     ]  # fmt: skip
 
@@ -171,7 +171,7 @@ def test_pack_defaults(fake):
     assert invoke("pack", "clip.mkv").exit_code == 0
     assert fake.calls == [
         ("pack", ("clip.mkv", None), {
-            "model": "video", "chunk_frames": None, "embed_model": "auto", "jobs": None,
+            "model": None, "codec": None, "chunk_frames": None, "embed_model": "auto", "jobs": None,
             "force": False, "progress": None,
         })
     ]  # fmt: skip

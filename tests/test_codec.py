@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowarchive import motion
+from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
 from flowarchive.entropy import LogisticMixture, Table, Uniform
@@ -57,9 +58,10 @@ def test_a_reader_reads_what_a_recorder_has_pushed(steps, seed, lanes):
     before, held = message.to_bytes(), message.bits
     written = walk(recorder, steps, seed, known=True)
     assert message.to_bytes() == before
-    recorder.push(message)
-    slack = 1e-3 * recorder.ideal_bits + 32 * lanes
-    assert abs(message.bits - held - recorder.ideal_bits) <= slack
+    account = Account(1, held)
+    recorder.push(message, account)
+    slack = 1e-3 * account.ideal_bits + 32 * lanes
+    assert abs(message.bits - held - account.ideal_bits) <= slack
     assert walk(Reader(message), steps, seed, known=False) == written
     assert message.to_bytes() == before
 
@@ -67,9 +69,9 @@ def test_a_reader_reads_what_a_recorder_has_pushed(steps, seed, lanes):
 def test_a_recorder_forgets_what_it_has_pushed():
     recorder, message = Recorder(), Message(1)
     recorder.code(TABLE, np.array([0, 2], np.int32))
-    recorder.push(message)
+    recorder.push(message, Account(1))
     before = message.to_bytes()
-    recorder.push(message)
+    recorder.push(message, Account(1))
     assert message.to_bytes() == before
 
 

@@ -69,7 +69,7 @@ def push(frames: list[Group], letters: str, bits: int, lanes: int = 1, threads: 
     """The frames on a message, whose length is the ideal one."""
     message = Message(lanes)
     components = [planes.split(group, letters, bits) for group in frames]
-    ideal = tiny().push_frames(message, components, letters, bits, threads)
+    ideal = tiny().push_frames(message, components, letters, bits, threads).ideal_bits
     assert abs(message.bits - ideal) <= 0.001 * ideal + 32 * lanes
     return message
 

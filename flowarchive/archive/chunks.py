@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flowarchive import planes
+from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.chunk import (
     DIGEST_SIZE,
@@ -88,17 +89,18 @@ def encode_chunk(
     bits = max([bits, *(value.bit_length() for value in constants if value is not None)])
     tables, places, table_bits = planes.tabulate(moving, bits)
     message = Message(_lanes(sum(plane.size for group in moving for plane in group)))
-    ideal = 0.0
+    account = Account(len(frames))
     if coded:
         components = [planes.split(group, letters, table_bits) for group in places]
         with _memory_errors():
-            ideal = model.push_frames(message, components, letters, table_bits, threads)
+            account = model.push_frames(message, components, letters, table_bits, threads)
     coding, payload = Coding.MODEL, message.to_bytes()
+    ideal, statement = account.ideal_bits, account.statement()
     stored = b"".join(_little_endian(plane) for group in moving for plane in group)
     stored_coding, stored_payload = store_planes(stored, len(payload))
     if len(stored_payload) < len(payload):
         coding, payload, ideal = stored_coding, stored_payload, 8.0 * len(stored_payload)
-        tables, table_bits = [None] * len(coded), bits
+        tables, table_bits, statement = [None] * len(coded), bits, None
     every = iter(tables)
     whole = tuple(next(every) if value is None else None for value in constants)
     digests = [frame.digest() for frame in frames]
@@ -114,6 +116,7 @@ def encode_chunk(
         lanes=len(message.head) if coding == Coding.MODEL else 0,
         payload=payload,
         tables=whole if any(table is not None for table in whole) else (),
+        account=statement,
     )
     return chunk, ideal
 

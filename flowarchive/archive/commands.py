@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 import flowarchive.archive.reader as reader
 from flowarchive import media
+from flowarchive.account import Statement
 from flowarchive.archive.writer import ArchiveWriter
 from flowarchive.errors import ChecksumMismatch, InputError, InputNotFound, OutputExists
 from flowarchive.frames import Frame, VideoFormat
@@ -85,7 +86,8 @@ def pack(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
-    model: str = "video",
+    model: str | None = None,
+    codec: str | None = None,
     chunk_frames: int | None = None,
     embed_model: str = "auto",
     jobs: int | None = None,
@@ -98,6 +100,8 @@ def pack(
         source: Anything `media.open_source` reads.
         output: The archive; None for the source's name with `.flow`.
         model: A model of the package by name, or a model file.
+        codec: Instead of a model: "idf" (the default) takes the package's `video`, "chain" its
+            `chain`, "auto" the one that makes the first chunk smaller.
         chunk_frames: Frames that are coded, and read, together; None to suit their size.
         embed_model: "auto" puts the model inside where it takes at most 1 % of the archive or is
             not one of the package; "always", "never".
@@ -109,6 +113,7 @@ def pack(
         InputError: The source cannot be read, holds no frame, or changed meanwhile.
         OutputExists: The output exists and `force` is not given.
         ModelError: There is no such model, or it is not exact here.
+        ValueError: Both a model and a codec are given, or there is no such codec.
     """
     started = time.monotonic()
     if not os.fspath(source):
@@ -126,6 +131,7 @@ def pack(
             target,
             frames.format,
             model=model,
+            codec=codec,
             chunk_frames=chunk_frames,
             embed_model=embed_model,
             jobs=jobs,
@@ -242,12 +248,15 @@ def verify(
 def info(archive: str | os.PathLike[str]) -> dict[str, Any]:
     """Describe an archive as a JSON object, from its HEAD and index; no frame is decoded.
 
+    Chunks that used bits-back have an `account` in bits, and so has the archive then.
+
     Raises:
         FormatError: The archive is damaged.
     """
     with reader.open(archive) as frames:
         records, video_format = frames.container, frames.format
         samples = len(frames) * video_format.samples_per_frame
+        accounts = [frames.account(i) for i in range(len(records.index))]
         return {
             "archive": str(frames.path),
             "bytes": records.size,
@@ -260,14 +269,16 @@ def info(archive: str | os.PathLike[str]) -> dict[str, Any]:
             "source": frames.head.get("source"),
             "model": {**frames.head["model"], "embedded_bytes": records.model_size},
             "chunk_frames": frames.head.get("chunk_frames"),
+            **_total_account([account for account in accounts if account is not None]),
             "chunks": [
                 {
                     "offset": entry.offset,
                     "bytes": entry.size,
                     "first_frame": entry.first_frame,
                     "frames": entry.frame_count,
+                    **_account(account),
                 }
-                for entry in records.index
+                for entry, account in zip(records.index, accounts, strict=True)
             ],
         }
 
@@ -277,6 +288,35 @@ def models() -> list[dict[str, Any]]:
     from flowarchive import store  # brings models in, which `info` does without
 
     return [{"name": name, **facts} for name, facts in store.packaged_models().items()]
+
+
+def _account(account: Statement | None) -> dict[str, Any]:
+    """What `info` says of a chunk's bits, and of each frame's."""
+    if account is None:
+        return {}
+    sums = _total_account([account])["account"]
+    del sums["chunks"]
+    frames = [{**asdict(frame), "net": frame.net} for frame in account.frames]
+    return {"account": {**sums, "frames": frames}}
+
+
+def _total_account(accounts: Sequence[Statement]) -> dict[str, Any]:
+    """The same of all chunks that have an account; no stack needed more than the largest peak."""
+    if not accounts:
+        return {}
+    every = [frame for account in accounts for frame in account.frames]
+    sums = {
+        "chunks": len(accounts),
+        "seed": max(account.seed for account in accounts),
+        "peak": max(account.peak for account in accounts),
+        "integer": sum(frame.integer for frame in every),
+        "popped": sum(frame.popped for frame in every),
+        "pushed": sum(frame.pushed for frame in every),
+        "net": sum(account.net_bits for account in accounts),
+        "ideal": sum(account.ideal_bits for account in accounts),
+        "overhead": sum(account.overhead_bits for account in accounts),
+    }
+    return {"account": sums}
 
 
 def _equal(ours: Frame, theirs: Frame) -> bool:

@@ -11,9 +11,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
 
 from flowarchive import container
+from flowarchive.account import Statement
 from flowarchive.archive.chunks import decode_chunk
 from flowarchive.archive.parallel import ordered_map, threads_per_chunk, worker_count
-from flowarchive.chunk import Chunk, Coding
+from flowarchive.chunk import FRONT_SIZE, Chunk, Coding, has_account
 from flowarchive.errors import (
     FingerprintMismatch,
     FlowArchiveError,
@@ -118,6 +119,12 @@ class Archive(Sequence[Frame]):
         with self._lock:
             payload = self.container.chunk(i)
         return Chunk.from_bytes(payload)
+
+    def account(self, i: int) -> Statement | None:
+        """Read the account of chunk i, None where it used no bits-back."""
+        with self._lock:
+            front = self.container.chunk_front(i, FRONT_SIZE)
+        return self.chunk(i).account if has_account(front) else None
 
     def decode(self, i: int) -> list[Frame]:
         """Decode chunk i.

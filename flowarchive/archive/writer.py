@@ -18,6 +18,9 @@ from flowarchive.frames import Frame, VideoFormat
 if TYPE_CHECKING:
     from flowarchive.store import StoredModel
 
+# The package's models that each codec chooses from.
+CODECS = {"idf": ("video",), "chain": ("chain",), "auto": ("video", "chain")}
+DEFAULT_CODEC = "idf"
 EMBED_CHOICES = ("auto", "always", "never")
 MODEL_RATIO = 4  # more than any compressor makes of weights
 EMBED_SHARE = 100  # `auto` embeds a packaged model if it takes at most 1 part in 100
@@ -53,7 +56,7 @@ class ArchiveWriter:
     Attributes:
         path: The archive's name.
         format: What every frame has to be.
-        model: The model that codes them.
+        model: The model that codes them; where the codec is "auto", settled by the first chunk.
         totals: What has been written; complete when the archive is closed.
     """
 
@@ -62,7 +65,8 @@ class ArchiveWriter:
         path: str | os.PathLike[str],
         video_format: VideoFormat,
         *,
-        model: str = "video",
+        model: str | None = None,
+        codec: str | None = None,
         chunk_frames: int | None = None,
         embed_model: str = "auto",
         jobs: int | None = None,
@@ -72,29 +76,27 @@ class ArchiveWriter:
     ) -> None:
         if embed_model not in EMBED_CHOICES:
             raise ValueError(f"embed_model is {embed_model!r}, not one of {EMBED_CHOICES}")
+        if codec is not None and codec not in CODECS:
+            raise ValueError(f"codec is {codec!r}, not one of {tuple(CODECS)}")
+        if codec is not None and model is not None:
+            raise ValueError("a codec chooses among the package's models: name one or the other")
         self.path, self.format, self.totals = Path(path), video_format, Totals()
         self._embed_model, self._progress = embed_model, progress
         self._group: list[Frame] = []
         self._stack = ExitStack()
         with ExitStack() as stack:
-            # The output is claimed before the model is loaded, so that a taken name fails at once.
+            # The output is claimed before a model is loaded, so that a taken name fails at once.
             file = stack.enter_context(files.atomic_output(self.path, force))
-            self.model = _load_model(model)
-            has_memory = self.model.network.has_memory
+            self._candidates = _load_models(model, codec)
+            has_memory = any(model.network.has_memory for model in self._candidates)
             self._chunk_frames = frames_per_chunk(video_format, chunk_frames, has_memory)
             workers = worker_count(jobs)
             self._threads = threads_per_chunk(workers, has_memory)
             self._pool = OrderedPool(self._encode, workers // self._threads)
             stack.callback(self._pool.close)
-            head = {
-                "format": video_format.to_json(),
-                "model": {"name": self.model.name, "sha256": self.model.fingerprint.hex()},
-                "chunk_frames": self._chunk_frames,
-                "source": dict(source or {}),
-            }
-            self._writer = container.Writer(file, head)
-            if embed_model == "always":
-                self._embed()
+            self._file, self._source = file, dict(source or {})
+            if len(self._candidates) == 1:
+                self._settle(self._candidates[0])
             self._stack = stack.pop_all()
         self._open = True
 
@@ -128,6 +130,8 @@ class ArchiveWriter:
         try:
             if self._group:
                 self._flush()
+            if len(self._candidates) > 1:  # no frame has come to settle it
+                self._settle(self._candidates[0])
             self._write(self._pool.drain())
             if self._embed_model == "auto" and self._should_embed():
                 self._embed()
@@ -144,12 +148,40 @@ class ArchiveWriter:
             self._open = False
             self._stack.__exit__(*error)
 
+    def _settle(self, model: StoredModel) -> None:
+        """Choose the model and write what stands before the chunks."""
+        self.model, self._candidates = model, [model]
+        head = {
+            "format": self.format.to_json(),
+            "model": {"name": model.name, "sha256": model.fingerprint.hex()},
+            "chunk_frames": self._chunk_frames,
+            "source": self._source,
+        }
+        self._writer = container.Writer(self._file, head)
+        if self._embed_model == "always":
+            self._embed()
+
     def _flush(self) -> None:
         group, self._group = self._group, []
-        self._write(self._pool.submit(group))
+        if len(self._candidates) > 1:
+            self._choose(group)
+        else:
+            self._write(self._pool.submit((self.model, group)))
 
-    def _encode(self, frames: list[Frame]) -> tuple[Chunk, float]:
-        return encode_chunk(frames, self.format, self.model.network, self._threads)
+    def _choose(self, group: list[Frame]) -> None:
+        """Code the first chunk with every candidate; the one that makes it smallest goes on."""
+        results: list[tuple[Chunk, float]] = []
+        for model in self._candidates:
+            results += self._pool.submit((model, group))
+        results += self._pool.drain()
+        sizes = [len(chunk.to_bytes()) for chunk, _ in results]
+        best = sizes.index(min(sizes))
+        self._settle(self._candidates[best])
+        self._write(iter([results[best]]))
+
+    def _encode(self, work: tuple[StoredModel, list[Frame]]) -> tuple[Chunk, float]:
+        model, frames = work
+        return encode_chunk(frames, self.format, model.network, self._threads)
 
     def _write(self, results: Iterator[tuple[Chunk, float]]) -> None:
         for chunk, ideal_bits in results:
@@ -188,8 +220,9 @@ def create(
     Args:
         path: The archive to write.
         video_format: What every appended frame will be.
-        **options: `model` (a name or file), `chunk_frames`, `embed_model` ("auto", "always" or
-            "never"), `jobs` (worker threads, None for all cores), `force` (replace `path`).
+        **options: `model` (a name or file) or `codec` (see `pack`), `chunk_frames`, `embed_model`
+            ("auto", "always" or "never"), `jobs` (worker threads, None for all cores), `force`
+            (replace `path`).
 
     Returns:
         A context manager with `append(frame)`.
@@ -201,7 +234,10 @@ def create(
     return ArchiveWriter(path, video_format, **options)
 
 
-def _load_model(name: str) -> StoredModel:
+def _load_models(model: str | None, codec: str | None) -> list[StoredModel]:
+    """The model that was named, or those that the codec chooses from."""
     from flowarchive import store  # brings models in, which reading an index does without
 
-    return store.load_model(name)
+    if model is not None:
+        return [store.load_model(model)]
+    return [store.load_packaged(name) for name in CODECS[codec or DEFAULT_CODEC]]

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from flowarchive import files
 from flowarchive.bench.run import ClipResult, CodecInfo, Measurement, Report, Status
 from flowarchive.errors import InputError
+from flowarchive.plot import require_matplotlib
 
 COLUMNS = ("codec", "bytes", "% of raw", "bits/sample", "encode frames/s", "decode frames/s")
 ABSENT = "-"
@@ -247,14 +248,6 @@ def plot(report: Report, file: BinaryIO, kind: str = "png") -> None:
         figure.savefig(file, format=kind, dpi=120)
     except ValueError as error:
         raise InputError(f"no plot: {error}") from error
-
-
-def require_matplotlib() -> None:
-    """Raise InputError, with what to do about it, where matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401 (whether it is there)
-    except ImportError:
-        raise InputError("a plot needs matplotlib: pip install 'flowarchive[bench]'") from None
 
 
 def write_reports(

@@ -127,6 +127,20 @@ class Reader:
             raise FormatError(f"chunk {i} does not have the frames that the index says")
         return payload
 
+    def chunk_front(self, i: int, count: int) -> bytes:
+        """Return the first bytes of chunk i's payload, unchecked: they may say what to read.
+
+        Raises:
+            IndexError: There is no chunk i.
+            Truncated: It has fewer bytes.
+        """
+        if not 0 <= i < len(self.index):
+            raise IndexError(f"the archive has no chunk {i}")
+        entry = self.index[i]
+        if entry.size - FRAMING < count:
+            raise Truncated("the chunk ends early")
+        return self._read(entry.offset + HEADER.size, count)
+
     def check(self) -> None:
         """Read the whole file and check every record; the frames themselves are not decoded.
 

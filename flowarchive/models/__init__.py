@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from flowarchive import planes
+    from flowarchive.account import Account
     from flowarchive.ans import Message
     from flowarchive.flows.phases import Layout, Tensors
 
@@ -59,7 +60,7 @@ class Model(Protocol):
         letters: str,
         bits: int,
         threads: int = 1,
-    ) -> float:
+    ) -> Account:
         """Push a chunk's frames, so that `pop_frames` gives the first one first.
 
         Args:
@@ -70,7 +71,7 @@ class Model(Protocol):
             threads: How many may work on it; the bits do not depend on it.
 
         Returns:
-            The ideal code length in bits by the frozen integer model.
+            What became of the bits, and their ideal code length by the frozen model.
         """
 
     def pop_frames(

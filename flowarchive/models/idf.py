@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowarchive import exact, planes
+from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import ModelError
@@ -105,10 +106,14 @@ class IdfModel(nn.Module):
         letters: str,
         bits: int,
         threads: int = 1,
-    ) -> float:
+    ) -> Account:
         """Push a chunk's frames, each on its own; see `models.Model`."""
+        account = Account(len(frames), message.bits)
         with exact.one_thread():
-            return sum(self.push(message, frame, bits) for frame in reversed(frames))
+            for number in reversed(range(len(frames))):
+                ideal = self.push(message, frames[number], bits)
+                account.integer(number, message.bits, ideal)
+        return account
 
     def pop_frames(
         self,

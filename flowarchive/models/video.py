@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import adaptive, features, int8, lattice, motion, planes
+from flowarchive.account import Account
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection
 from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
@@ -162,16 +163,17 @@ class VideoModel:
         letters: str,
         bits: int,
         threads: int = 1,
-    ) -> float:
+    ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
         recorder = Recorder()
         with _threads(threads) as executor:
             plan = Plan(frames, bits, executor)
             walk = Walk(recorder, threads, executor)
-            for _ in self._walk(walk, frames, letters, bits, plan):
-                pass
-        recorder.push(message)
-        return recorder.ideal_bits
+            for done, _ in enumerate(self._walk(walk, frames, letters, bits, plan), 1):
+                recorder.frame = done
+        account = Account(len(frames), message.bits)
+        recorder.push(message, account)
+        return account
 
     def pop_frames(
         self,

@@ -88,5 +88,5 @@ def _code(model: Model, clip: Clip) -> tuple[float, int]:
     """Ideal bits and coded bits of a chunk on one message."""
     message = Message(1)
     components = [clip.components(t) for t in range(len(clip.luma))]
-    ideal = model.push_frames(message, components, clip.letters, planes.MIN_BITS)
-    return ideal, 8 * len(message.to_bytes())
+    account = model.push_frames(message, components, clip.letters, planes.MIN_BITS)
+    return account.ideal_bits, 8 * len(message.to_bytes())

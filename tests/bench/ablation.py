@@ -129,7 +129,8 @@ def main() -> None:
         rates = []
         for frames, letters, bits, samples in clips:
             with patch():
-                rates.append(model.push_frames(Message(1), frames, letters, bits, 2) / samples)
+                account = model.push_frames(Message(1), frames, letters, bits, 2)
+                rates.append(account.ideal_bits / samples)
         base = base or rates
         lost = [100 * (rate / whole - 1) for rate, whole in zip(rates, base, strict=True)]
         cells = "".join(f"{r:>9.4f}{x:>+6.1f}%" for r, x in zip(rates, lost, strict=True))

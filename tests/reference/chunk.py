@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from reference.refusal import demand
 
 MAX_FRAMES = 65536
+MAX_BITS = 2**48
 MODEL, ZSTD, RAW = 0, 1, 2
 NONE, ALL, SOME, EVEN = 0, 1, 2, 3
 
@@ -16,6 +17,7 @@ NONE, ALL, SOME, EVEN = 0, 1, 2, 3
 class Chunk:
     """The fields of one chunk.
 
+    An account is None, or seed, peak and for each frame (integer, popped, pushed, ideal).
     A constant that is None belongs to a plane in `payload`, a table that is None to one whose
     samples are coded themselves.
     """
@@ -29,6 +31,7 @@ class Chunk:
     pts: list[int | None]
     digest: bytes
     digests: list[bytes]
+    account: tuple[int, int, list[tuple[int, int, int, int]]] | None
     payload: bytes
 
 
@@ -73,8 +76,8 @@ def read_chunk(payload: bytes) -> Chunk:
         demand(lanes == 0, "lanes")
     demand(1 <= plane_count <= 8, "plane_count")
     demand(mask < 2**plane_count, "constant_mask")
-    demand(pts_kind < 8, "pts_kind")
-    pts_kind, has_tables = pts_kind % 4, pts_kind >= 4
+    demand(pts_kind < 16, "pts_kind")
+    pts_kind, has_tables, has_account = pts_kind % 4, pts_kind % 8 >= 4, pts_kind >= 8
     demand(digest_size <= 16, "digest_size")
     constants: list[int | None] = [None] * plane_count
     for plane in range(plane_count):
@@ -93,9 +96,15 @@ def read_chunk(payload: bytes) -> Chunk:
     pts = read_pts(cursor, frame_count, pts_kind)
     digest = cursor.take(16)
     digests = [cursor.take(digest_size) for _ in range(frame_count)]
+    account = None
+    if has_account:
+        demand(coding == MODEL, "an account without a model")
+        account = read_account(cursor, frame_count)
     data = cursor.take(size)
     demand(cursor.position == len(payload), "bytes after the chunk")
-    return Chunk(frame_count, coding, bits, lanes, constants, tables, pts, digest, digests, data)
+    return Chunk(
+        frame_count, coding, bits, lanes, constants, tables, pts, digest, digests, account, data
+    )
 
 
 def read_table(cursor: Cursor, bits: int) -> list[int]:
@@ -108,6 +117,28 @@ def read_table(cursor: Cursor, bits: int) -> list[int]:
         last += cursor.varint() + 1
         values.append(last)
     return values
+
+
+def read_account(
+    cursor: Cursor, frame_count: int
+) -> tuple[int, int, list[tuple[int, int, int, int]]]:
+    """Section "account"."""
+    seed, peak = cursor.varint(), cursor.varint()
+    frames = []
+    for _ in range(frame_count):
+        integer, popped, pushed = cursor.varint(), cursor.varint(), cursor.varint()
+        ideal = integer + pushed - popped - unzigzag(cursor.varint())
+        frames.append((integer, popped, pushed, ideal))
+    numbers = [seed, peak, *(number for frame in frames for number in frame)]
+    demand(all(0 <= number < MAX_BITS for number in numbers), "bits of an account")
+    demand(peak <= seed, "peak")
+    demand(any(popped for _, popped, _, _ in frames), "an account without bits-back")
+    return seed, peak, frames
+
+
+def unzigzag(number: int) -> int:
+    """The signed number that a zigzag number stands for."""
+    return number // 2 if number % 2 == 0 else -(number // 2) - 1
 
 
 def read_pts(cursor: Cursor, frame_count: int, pts_kind: int) -> list[int | None]:
@@ -128,7 +159,7 @@ def read_pts(cursor: Cursor, frame_count: int, pts_kind: int) -> list[int | None
     times: list[int] = []
     step = 0
     for i, number in enumerate(numbers):
-        signed = number // 2 if number % 2 == 0 else -(number // 2) - 1
+        signed = unzigzag(number)
         # p(0), then the first difference, then differences of differences.
         if i == 0:
             times.append(signed)
