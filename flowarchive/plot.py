@@ -120,7 +120,6 @@ def _draw_rates(axes: Axes, accounts: Sequence[Statement], samples: int) -> None
     axes.plot(frames, ideal, color="C2", label="ideal")
     axes.set_xlabel("frames coded")
     axes.set_ylabel("bits/sample of all of them")
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
 

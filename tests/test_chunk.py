@@ -11,6 +11,8 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from reference.chunk import read_chunk
+from reference.refusal import Refused
 
 from flowarchive import chunk as chunk_module
 from flowarchive.account import LIMIT, FrameBits, Statement
@@ -387,10 +389,13 @@ TOO_LARGE = b"\x80" * 6 + b"\x40"
 def test_malformed_accounts(data):
     with pytest.raises(FormatError):
         Chunk.from_bytes(data)
+    with pytest.raises(Refused):
+        read_chunk(data)
 
 
 def test_an_account_of_the_largest_numbers():
     data = with_account(LARGEST + LARGEST + b"\0" + LARGEST * 2 + b"\0")
+    assert read_chunk(data).account is not None
     largest = FrameBits(0, LIMIT - 1, LIMIT - 1)
     assert Chunk.from_bytes(data).account == Statement(LIMIT - 1, LIMIT - 1, (largest,))
 

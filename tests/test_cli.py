@@ -275,7 +275,7 @@ def test_a_wrong_command_line_exits_2(run_cli, args):
 def test_help_and_version(run_cli):
     result = run_cli("--version")
     assert (result.returncode, result.stdout) == (0, f"flowarchive {flowarchive.__version__}\n")
-    for command in ([], ["pack"], ["unpack"], ["verify"], ["info"], ["models"]):
+    for command in ([], ["pack"], ["unpack"], ["verify"], ["info"], ["plot"], ["models"]):
         result = run_cli(*command, "--help")
         assert (result.returncode, result.stderr) == (0, "")
         assert "4  integrity: damage" in result.stdout
