@@ -377,6 +377,10 @@ class Message:
         twin.size = self.size
         return twin
 
+    def become(self, other: Message) -> None:
+        """Take another message's content over; the other is not to be used any more."""
+        self.head, self.tail, self.size = other.head, other.tail, other.size
+
     def reserve(self, words: int) -> None:
         """Make room for `words` more words on the tail, growing it geometrically."""
         if self.size + words > self.tail.size:

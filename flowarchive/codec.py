@@ -11,7 +11,7 @@ so that whatever the walk learns from symbols it learns alike on both sides.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ from flowarchive import motion
 from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.entropy.plain import code_length
+
+if TYPE_CHECKING:
+    from flowarchive.entropy import LogisticMixture
+    from flowarchive.flows.phase import Steering
 
 Int32 = NDArray[np.int32]
 Uint32 = NDArray[np.uint32]
@@ -40,6 +44,25 @@ class Coder(Protocol):
             The symbols.
         """
 
+    def phase(
+        self,
+        model: LogisticMixture,
+        symbols: Int32,
+        parameters: tuple[Int32, Int32, Int32],
+        steering: Steering | None,
+    ) -> Int32:
+        """Code one phase of a level, by its flow where there is one and where that is shorter.
+
+        Args:
+            model: The mixtures' model.
+            symbols: See `code`.
+            parameters: Mean, scale and weight.
+            steering: Of the phase's flow; None where it has none.
+
+        Returns:
+            The symbols.
+        """
+
     def field(
         self,
         field: motion.Field | None,
@@ -48,6 +71,37 @@ class Coder(Protocol):
         model: motion.VectorModel,
     ) -> motion.Field:
         """Code one field of motion, which a `Reader` does without, and return it."""
+
+
+class Step(Protocol):
+    """Something that is kept until it can be pushed."""
+
+    def push(self, message: Message, account: Account, frame: int) -> None:
+        """Push it, and enter it into the account of a frame."""
+
+
+class Intervals(NamedTuple):
+    """Symbols' intervals, which the integer family pushes.
+
+    Attributes:
+        start: Left ends, uint32 [n].
+        freq: Widths, uint32 [n].
+        precision: Bits of the total mass.
+    """
+
+    start: Uint32
+    freq: Uint32
+    precision: int
+
+    @property
+    def ideal(self) -> float:
+        """Their code length."""
+        return code_length(self.freq, 1 << self.precision)
+
+    def push(self, message: Message, account: Account, frame: int) -> None:
+        """Push them; see `Step`."""
+        message.push(*self)
+        account.integer(frame, message.bits, self.ideal)
 
 
 class Recorder:
@@ -59,13 +113,22 @@ class Recorder:
 
     def __init__(self) -> None:
         self.frame = 0
-        self._kept: list[tuple[int, Uint32, Uint32, int]] = []
+        self._kept: list[tuple[Step, int]] = []
 
     def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
         """Keep the symbols' intervals; see `Coder`."""
-        start, freq = model.interval(symbols, *parameters)
-        self._keep(start, freq, model.precision)
+        self._keep(Intervals(*model.interval(symbols, *parameters), model.precision))
         return symbols
+
+    def phase(
+        self,
+        model: LogisticMixture,
+        symbols: Int32,
+        parameters: tuple[Int32, Int32, Int32],
+        steering: Steering | None,
+    ) -> Int32:
+        """Keep a phase; see `Coder`."""
+        return self.code(model, symbols, *parameters)
 
     def field(
         self,
@@ -76,18 +139,17 @@ class Recorder:
     ) -> motion.Field:
         """Keep a field's intervals; see `Coder`."""
         assert field is not None
-        self._keep(*motion.encode_field(field, hints, model), motion.PRECISION)
+        self._keep(Intervals(*motion.encode_field(field, hints, model), motion.PRECISION))
         return field
 
-    def _keep(self, start: Uint32, freq: Uint32, precision: int) -> None:
-        self._kept.append((self.frame, start, freq, precision))
+    def _keep(self, step: Step) -> None:
+        self._kept.append((step, self.frame))
 
     def push(self, message: Message, account: Account) -> None:
-        """Push all that was kept, the last first, enter it as the integer family's, forget it."""
+        """Push all that was kept, the last first, and forget it."""
         while self._kept:
-            frame, start, freq, precision = self._kept.pop()
-            message.push(start, freq, precision)
-            account.integer(frame, message.bits, code_length(freq, 1 << precision))
+            step, frame = self._kept.pop()
+            step.push(message, account, frame)
 
 
 class Reader:
@@ -104,6 +166,16 @@ class Reader:
         """Pop as many symbols as there are; see `Coder`."""
         popped: Int32 = model.pop(self._message, *(parameters or (symbols.size,)))
         return popped
+
+    def phase(
+        self,
+        model: LogisticMixture,
+        symbols: Int32,
+        parameters: tuple[Int32, Int32, Int32],
+        steering: Steering | None,
+    ) -> Int32:
+        """Pop a phase; see `Coder`."""
+        return self.code(model, symbols, *parameters)
 
     def field(
         self,

@@ -12,8 +12,8 @@ Here are the integers that code; `train.twins` has the networks they are frozen 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from flowarchive import int8
 from flowarchive.features import UPDATE_CHANNELS
 from flowarchive.int8 import Bytes, Int16
+
+if TYPE_CHECKING:
+    from flowarchive.flows.couplings import Couplings
 
 PHASES = 3
 Tensors = Mapping[str, NDArray[Any]]
@@ -76,6 +79,9 @@ class Shape(NamedTuple):
 class PhaseNet:
     """State and heads of a level's three phases, in bytes.
 
+    Attributes:
+        couplings: Of the three phases' flows; None where they have none.
+
     Args:
         shape: What it is built like.
         tensors: What `Shape.layout` names.
@@ -94,6 +100,7 @@ class PhaseNet:
             return int8.Convolution(weight, bias, shift, first)
 
         self.shape = shape
+        self.couplings: Sequence[Couplings] | None = None
         self.reach = shape.blocks + 3  # rows and columns around a position that its last head sees
         self._begin = layer("begin")
         self._blocks = [layer(f"blocks.{n}") for n in range(shape.blocks)]

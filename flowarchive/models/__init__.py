@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "idf": ("flowarchive.models.idf", "IdfModel"),
     "video": ("flowarchive.models.video", "VideoModel"),
+    "chain": ("flowarchive.models.chain", "ChainModel"),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive import features, lattice
+from flowarchive import features, int8, lattice
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection, level_group
 from flowarchive.ans import compiled
 from flowarchive.codec import Coder
@@ -25,6 +25,7 @@ from flowarchive.entropy import (
     WEIGHT_BITS,
     LogisticMixture,
 )
+from flowarchive.flows.phase import Steering
 from flowarchive.flows.phases import PhaseNet
 from flowarchive.int8 import Bytes, Int16
 from flowarchive.lattice import BORDER, PHASES, QUARTERS
@@ -256,12 +257,26 @@ def _code_level(
         intra = views.references is None
         slot = (0, 0) if intra else (level_group(level), index)
         corrected = correction.correct(*slot, scale, weight)
-        symbols = walk.coder.code(mixture, known, mean, corrected, weight)
+        steering = _steering(net, index, parts, here.shape)
+        symbols = walk.coder.phase(mixture, known, (mean, corrected, weight), steering)
         correction.learn(*slot, symbols, mean, scale, weight)
         if intra:  # there is no frame before to have learned from, but a phase
             correction.end_frame()
         here[:] = symbols.reshape(here.shape) * QUARTERS
         lattice.extend(plane)
+
+
+def _steering(
+    net: PhaseNet, index: int, parts: Sequence[_Part], shape: tuple[int, ...]
+) -> Steering | None:
+    """What steers a phase's flow, where its network has one."""
+    if net.couplings is None:
+        return None
+    count, rows, columns = shape
+    states = np.concatenate([part.states() for part in parts], axis=int(count == 1))
+    couplings = net.couplings[index]
+    context = couplings.context(states[:, :rows, :columns])
+    return Steering(couplings, context, (count, rows, columns))
 
 
 def _bounds(
@@ -328,6 +343,11 @@ class _Part:
         kept = min(last, rows) - first
         head = out[:, self._kept]
         return _mixtures(head, anchors[:, self._kept], kept, columns, shift)
+
+    def states(self) -> Bytes:
+        """The kept rows' states, bytes [N, rows, columns, C]."""
+        assert self._state is not None
+        return int8.inside(self._state)[:, self._kept]
 
     def _linear(self, index: int) -> Int32:
         """The adaptive predictions of a phase, on the grid of all phases."""

@@ -132,7 +132,7 @@ class VideoModel:
 
     def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
         self.tensors = tensors
-        self._nets = {
+        self.nets = {
             name: [
                 PhaseNet(shape, tensors, _prefix(name, level)) for level, shape in enumerate(shapes)
             ]
@@ -156,6 +156,14 @@ class VideoModel:
         """Build the model; see `models.Model`."""
         return cls(config, tensors)
 
+    def recorder(self) -> Recorder:
+        """Return an encoder's end of a walk."""
+        return Recorder()
+
+    def reader(self, message: Message) -> Reader:
+        """Return a decoder's end of a walk."""
+        return Reader(message)
+
     def push_frames(
         self,
         message: Message,
@@ -165,7 +173,7 @@ class VideoModel:
         threads: int = 1,
     ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
-        recorder = Recorder()
+        recorder = self.recorder()
         with _threads(threads) as executor:
             plan = Plan(frames, bits, executor)
             walk = Walk(recorder, threads, executor)
@@ -187,7 +195,7 @@ class VideoModel:
         """Pop `count` frames; see `models.Model`."""
         unknown = planes.blank(shapes, letters)
         with _threads(threads) as executor:
-            walk = Walk(Reader(message), threads, executor)
+            walk = Walk(self.reader(message), threads, executor)
             yield from self._walk(walk, [unknown] * count, letters, bits, None)
 
     def _walk(
@@ -227,7 +235,7 @@ class VideoModel:
         self, walk: Walk, frames: Sequence[planes.Components], past: _Past, form: _Format
     ) -> list[planes.Components]:
         """Code frames that stand on their own."""
-        nets = self._nets["intra_luma"], self._nets["intra_chroma"]
+        nets = self.nets["intra_luma"], self.nets["intra_chroma"]
         lumas = np.stack([frame.luma for frame in frames])
         lumas = code_planes(walk, nets[0], lumas, None, None, form.samples(False))
         chromas: Sequence[Int32 | None] = [None] * len(frames)
@@ -266,7 +274,7 @@ class VideoModel:
             if chroma and lights is not None:
                 sources = done[0] * lattice.QUARTERS, lights.first, lights.second
                 seen = tuple(planes.on_grid(source, known.shape[1:]) for source in sources)
-            nets = self._nets["inter_chroma" if chroma else "inter_luma"]
+            nets = self.nets["inter_chroma" if chroma else "inter_luma"]
             done.append(code_planes(walk, nets, known, seen, references, form.samples(chroma)))
             lights = lights or references
         coded = planes.Components.of_parts(done, frame.chroma is not None)
@@ -287,7 +295,7 @@ class VideoModel:
     def macs_per_sample(self) -> dict[str, int]:
         """Return the networks' multiplications for a sample of each kind, each way."""
         costs = {}
-        for name, nets in self._nets.items():
+        for name, nets in self.nets.items():
             levels = [nets[min(level, LEVEL_NETS - 1)] for level in range(lattice.MAX_LEVELS)]
             costs[name] = round(
                 sum(net.shape.macs() / 4 ** (level + 1) for level, net in enumerate(levels))
@@ -299,7 +307,7 @@ class VideoModel:
         digest = hashlib.blake2b(digest_size=16)
         for filters in self._filters:
             digest.update(filters.astype("<i4").tobytes())
-        nets = [net for levels in self._nets.values() for net in levels]
+        nets = [net for levels in self.nets.values() for net in levels]
         side = 13
         numbers = noise(side * side * sum(sum(net.shape.seen) for net in nets)) % 255 - 127
         at = 0
