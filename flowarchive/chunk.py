@@ -54,6 +54,7 @@ class Coding(IntEnum):
     MODEL = 0
     ZSTD = 1
     RAW = 2
+    PIXELS = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Chunk:
     """A group of frames that decodes without any other.
 
     Attributes:
-        coding: A `Coding`: 0 model, 1 zstd, 2 raw.
+        coding: A `Coding`: 0 model, 1 zstd, 2 raw, 3 pixels.
         frame_count: Frames, 1..65536.
         pts: Each frame's timestamp in ticks, -2**63 < pts < 2**63, None where it has none.
         digest: BLAKE2b-128 of all frames' digests, whole, one after the other.
@@ -70,7 +71,7 @@ class Chunk:
         constants: For each of 1..8 planes, the value of all its samples if they are all the same
             in the whole chunk, otherwise None.
         tables: For each plane None, or the values its samples have in the chunk, ascending, each
-            below 2**16: the model codes places in the table. All None unless `coding` is `MODEL`.
+            below 2**16: places in the table are coded. All None where `coding` is `ZSTD` or `RAW`.
         account: Where the bits of a message come from, if bits-back has coded any of its frames.
         bits: Every sample, or place in a table, is below 2**bits, 8..16.
         lanes: Lanes of the message, a power of two, 1..1024; 0 unless `coding` is `MODEL`.
@@ -123,6 +124,11 @@ class Chunk:
             if wrong:
                 raise ValueError(f"a chunk cannot have {what}")
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the payload is the planes themselves, as they are or with zstd."""
+        return self.coding in (Coding.ZSTD, Coding.RAW)
+
     def _lanes_fit(self) -> bool:
         if self.coding != Coding.MODEL:
             return self.lanes == 0
@@ -136,7 +142,7 @@ class Chunk:
     def _tables_fit(self) -> bool:
         if not self.tables:
             return True
-        if len(self.tables) != len(self.constants) or self.coding != Coding.MODEL:
+        if len(self.tables) != len(self.constants) or self.is_stored:
             return False
         return any(self.tables) and all(
             table is None
@@ -269,10 +275,10 @@ class Chunk:
         Raises:
             FormatError: The payload does not hold exactly `size` bytes.
             LimitExceeded: `size` is above `MAX_PAYLOAD`.
-            ValueError: The coding is MODEL.
+            ValueError: The coding is another.
         """
-        if self.coding == Coding.MODEL:
-            raise ValueError("the chunk is coded with a model")
+        if not self.is_stored:
+            raise ValueError("the chunk is not stored")
         if size > MAX_PAYLOAD:
             raise LimitExceeded(f"a stored chunk of {size} bytes, more than {MAX_PAYLOAD}")
         if self.coding == Coding.RAW:

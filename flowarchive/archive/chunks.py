@@ -1,19 +1,20 @@
 """A group of frames to a chunk and back.
 
 Planes that are constant in the whole chunk are named once and not coded. The others go onto one
-message, so that the first frame is popped first. A chunk that a model would not make smaller is
-stored, with zstd or as it is.
+message, so that the first frame is popped first: with the model, or, where pixels repeat as those
+of screens and drawings do, without one. A chunk that neither would make smaller is stored, with
+zstd or as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from flowarchive import planes
+from flowarchive import pixelwise, planes
 from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.chunk import (
@@ -37,6 +38,10 @@ CHUNK_FRAMES = 256  # of small frames; more of them only where the chunk's own b
 MEMORY_BYTES = 48 << 20  # alike, of a model that codes frames from the ones before
 MEMORY_FRAMES = 64
 SMALL_CHUNK_BYTES = 1 << 18
+# Where fewer samples than these are coded, pixels have no time to show that they repeat.
+PIXELWISE_SAMPLES = 1 << 13
+# Above these shares of repeated pixels coding without a model may win, and is sure to.
+PIXELWISE_HOPE, PIXELWISE_SURE = 0.6, 0.9
 BYTES_PER_DIGEST_BYTE = 1 << 11  # so that digests never add more than 0.05 % to raw frames
 
 
@@ -88,14 +93,8 @@ def encode_chunk(
     bits = max((planes.bits_needed(group) for group in moving), default=planes.MIN_BITS)
     bits = max([bits, *(value.bit_length() for value in constants if value is not None)])
     tables, places, table_bits = planes.tabulate(moving, bits)
-    message = Message(_lanes(sum(plane.size for group in moving for plane in group)))
-    account = Account(len(frames))
-    if coded:
-        components = [planes.split(group, letters, table_bits) for group in places]
-        with _memory_errors():
-            account = model.push_frames(message, components, letters, table_bits, threads)
-    coding, payload = Coding.MODEL, message.to_bytes()
-    ideal, statement = account.ideal_bits, account.statement()
+    coding, message, account = _push_frames(places, letters, table_bits, model, threads)
+    payload, ideal, statement = message.to_bytes(), account.ideal_bits, account.statement()
     stored = b"".join(_little_endian(plane) for group in moving for plane in group)
     stored_coding, stored_payload = store_planes(stored, len(payload))
     if len(stored_payload) < len(payload):
@@ -113,12 +112,40 @@ def encode_chunk(
         digests=tuple(digest[:digest_size] for digest in digests),
         constants=constants,
         bits=table_bits,
-        lanes=len(message.head) if coding == Coding.MODEL else 0,
+        lanes=message.lanes if coding == Coding.MODEL else 0,
         payload=payload,
         tables=whole if any(table is not None for table in whole) else (),
         account=statement,
     )
     return chunk, ideal
+
+
+def _push_frames(
+    frames: Sequence[Sequence[Plane]], letters: str, bits: int, model: Model, threads: int
+) -> tuple[Coding, Message, Account]:
+    """Return the smaller message of those that are worth trying, and its account."""
+    samples = sum(plane.size for group in frames for plane in group)
+    pixels, pixel_account = None, Account(len(frames))
+    if samples >= PIXELWISE_SAMPLES:
+        # A single RGB frame is a photograph, at which the models are not good.
+        hopeful = len(frames) == 1 and letters.startswith("RGB")
+        if hopeful or pixelwise.repetition(frames, letters) > PIXELWISE_HOPE:
+            from flowarchive.pixelwise.frames import push_frames  # compiles loops
+
+            pixels = Message(1)
+            ideal = push_frames(pixels, frames, letters, bits)
+            pixel_account.integer(0, pixels.bits, ideal)
+            # In one frame: a filmed picture may stand still, but it repeats nothing by itself.
+            if pixelwise.repetition(frames[:1], letters) > PIXELWISE_SURE:
+                return Coding.PIXELS, pixels, pixel_account
+    message, account = Message(_lanes(samples)), Account(len(frames))
+    if letters:
+        components = [planes.split(group, letters, bits) for group in frames]
+        with _memory_errors():
+            account = model.push_frames(message, components, letters, bits, threads)
+    if pixels is not None and len(pixels.to_bytes()) < len(message.to_bytes()):
+        return Coding.PIXELS, pixels, pixel_account
+    return Coding.MODEL, message, account
 
 
 def decode_chunk(
@@ -129,7 +156,7 @@ def decode_chunk(
     Args:
         chunk: What `encode_chunk` gave.
         video_format: Of the frames.
-        model: Not needed for a chunk that is stored.
+        model: Needed for a chunk of coding MODEL.
         threads: How many the model may use.
 
     Raises:
@@ -152,11 +179,10 @@ def decode_chunk(
         for shape, value in zip(video_format.plane_shapes, chunk.constants, strict=True)
         if value is None
     ]
-    if chunk.coding == Coding.MODEL:
-        assert model is not None
-        moving = _pop_frames(chunk, shapes, letters, video_format.dtype, model, threads)
-    else:
+    if chunk.is_stored:
         moving = _stored_frames(chunk, shapes, video_format.dtype)
+    else:
+        moving = _pop_frames(chunk, shapes, letters, video_format.dtype, model, threads)
     frames = []
     for number, group in enumerate(moving):
         parts = iter(group)
@@ -183,23 +209,29 @@ def _pop_frames(
     shapes: list[tuple[int, int]],
     letters: str,
     dtype: np.dtype[Any],
-    model: Model,
+    model: Model | None,
     threads: int,
 ) -> list[tuple[Plane, ...]]:
-    message = Message.from_bytes(chunk.payload, chunk.lanes)
+    message = Message.from_bytes(chunk.payload, chunk.lanes or 1)
     tables = [
         table for table, value in zip(chunk.tables, chunk.constants, strict=False) if value is None
     ]
+    count, bits = chunk.frame_count, chunk.bits
+    popped: Iterable[tuple[Plane, ...]]
     if not shapes:
-        moving: list[tuple[Plane, ...]] = [()] * chunk.frame_count
+        popped = [()] * count
+    elif chunk.coding == Coding.PIXELS:
+        from flowarchive.pixelwise.frames import pop_frames  # compiles loops
+
+        popped = pop_frames(message, count, shapes, letters, bits, dtype)
     else:
-        with _memory_errors():
-            moving = [
-                planes.look_up(planes.merge(components, letters, chunk.bits, dtype), tables)
-                for components in model.pop_frames(
-                    message, chunk.frame_count, shapes, letters, chunk.bits, threads
-                )
-            ]
+        assert model is not None
+        popped = (
+            planes.merge(components, letters, bits, dtype)
+            for components in model.pop_frames(message, count, shapes, letters, bits, threads)
+        )
+    with _memory_errors():
+        moving = [planes.look_up(group, tables) for group in popped]
     if not message.is_drained:
         raise FormatError("bits are left over when a chunk's frames are out")
     return moving

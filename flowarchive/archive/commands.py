@@ -38,7 +38,8 @@ class PackReport:
         archive_bytes: Size of the archive.
         ideal_bits: Ideal code length by the frozen integer model.
         chunks: Chunks.
-        chunks_stored: Chunks that no model made smaller.
+        chunks_stored: Chunks that nothing made smaller but zstd, or not even that.
+        chunks_pixelwise: Chunks coded pixel by pixel, without the model.
         model_name: Name of the model.
         model_embedded: The model is inside the archive.
         source_bytes: Size of the source, None where unknown.
@@ -55,6 +56,7 @@ class PackReport:
     ideal_bits: float
     chunks: int
     chunks_stored: int
+    chunks_pixelwise: int
     model_name: str
     model_embedded: bool
     source_bytes: int | None
@@ -156,6 +158,7 @@ def pack(
         ideal_bits=totals.ideal_bits,
         chunks=totals.chunks,
         chunks_stored=totals.chunks_stored,
+        chunks_pixelwise=totals.chunks_pixelwise,
         model_name=archive.model.name,
         model_embedded=totals.model_embedded,
         source_bytes=frames.source_bytes,

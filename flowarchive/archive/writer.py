@@ -33,8 +33,9 @@ class Totals:
     Attributes:
         frames: Frames packed.
         chunks: Chunks they went into.
-        chunks_stored: Chunks that no model made smaller.
-        ideal_bits: Code length by the frozen integer model, stored chunks by their size.
+        chunks_stored: Chunks that nothing made smaller but zstd, or not even that.
+        chunks_pixelwise: Chunks coded pixel by pixel, without the model.
+        ideal_bits: Code length by the integer models, stored chunks by their size.
         archive_bytes: Size of the file.
         model_embedded: The model is inside.
     """
@@ -42,6 +43,7 @@ class Totals:
     frames: int = 0
     chunks: int = 0
     chunks_stored: int = 0
+    chunks_pixelwise: int = 0
     ideal_bits: float = 0.0
     archive_bytes: int = 0
     model_embedded: bool = False
@@ -188,7 +190,8 @@ class ArchiveWriter:
             self._writer.chunk(chunk.to_bytes(), chunk.frame_count)
             self.totals.frames += chunk.frame_count
             self.totals.chunks += 1
-            self.totals.chunks_stored += chunk.coding != Coding.MODEL
+            self.totals.chunks_stored += chunk.is_stored
+            self.totals.chunks_pixelwise += chunk.coding == Coding.PIXELS
             self.totals.ideal_bits += ideal_bits
             if self._progress is not None:
                 self._progress(self.totals.frames)
@@ -196,7 +199,7 @@ class ArchiveWriter:
     def _should_embed(self) -> bool:
         from flowarchive import store
 
-        if self.totals.chunks_stored == self.totals.chunks:
+        if self.totals.chunks_stored + self.totals.chunks_pixelwise == self.totals.chunks:
             return False
         # An archive that no installation could open would be worth nothing.
         if not store.is_packaged(self.model.fingerprint):
