@@ -26,7 +26,7 @@ import flowarchive
 from flowarchive.frames import Frame
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-ACCEPT = {**tiny.CASES, **tiny.VIDEO_CASES}
+ACCEPT = {**tiny.CASES, **tiny.VIDEO_CASES, **tiny.PIXEL_CASES}
 # The archives that are damaged to make those of REJECT and of VIDEO_REJECT.
 BASE = "gray"
 VIDEO_BASE = "video-tables"
@@ -297,7 +297,15 @@ WALK_REJECT: dict[str, Callable[[bytes], bytes]] = {
     "FormatError-video-bits-left-over": message(lambda data: data[:8] + b"\1\2\3\4" + data[8:]),
     "MessageExhausted-video": message(lambda data: data[:8] + data[12:]),
 }
-ALL_REJECT = {**REJECT, **VIDEO_REJECT, **WALK_REJECT}
+PIXEL_BASE = "pixels-gray16le-tables"
+PIXEL_REJECT: dict[str, Callable[[bytes], bytes]] = {
+    "FormatError-pixels-lanes": chunk_field(6, "H", 1),
+    "FormatError-pixels-bits-left-over": message(lambda data: data[:8] + b"\1\2\3\4" + data[8:]),
+    "FormatError-pixels-table-size": chunk_field(17, "H", 2),
+    "MessageExhausted-pixels": message(lambda data: data[:8] + data[12:]),
+    "CodingError-pixels-head": message(lambda data: data[:7] + b"\xff" + data[8:]),
+}
+ALL_REJECT = {**REJECT, **VIDEO_REJECT, **WALK_REJECT, **PIXEL_REJECT}
 
 
 def main() -> None:
@@ -308,7 +316,12 @@ def main() -> None:
         if not (GOLDEN / "accept" / f"{name}.flow").exists():
             make_accept(name, GOLDEN / "accept")
             print(f"accept/{name}.flow")
-    bases = ((BASE, REJECT), (VIDEO_BASE, VIDEO_REJECT), (WALK_BASE, WALK_REJECT))
+    bases = (
+        (BASE, REJECT),
+        (VIDEO_BASE, VIDEO_REJECT),
+        (WALK_BASE, WALK_REJECT),
+        (PIXEL_BASE, PIXEL_REJECT),
+    )
     for base, damages in bases:
         archive = (GOLDEN / "accept" / f"{base}.flow").read_bytes()
         for name, damage in damages.items():

@@ -253,6 +253,44 @@ def waves(
     return frames
 
 
+def drawing(
+    video: VideoFormat,
+    count: int = 2,
+    step: int = 1,
+    noise: int = 4,
+    constant: dict[str, int] | None = None,
+) -> list[Frame]:
+    """Frames of a few letters in any order, a patch of noise, and a box that moves.
+
+    Args:
+        video: Their format.
+        count: How many.
+        step: Samples are multiples of this.
+        noise: Columns that the patch of noise takes.
+        constant: The value of the planes that have only one, by letter.
+    """
+    rng = np.random.default_rng(6)
+    top = (1 << video.layout.bit_depth) - 1
+    letters = rng.integers(0, 5, (video.height // 6 + 1, video.width // 5 + 1))
+    frames = []
+    for time in range(count):
+        planes = []
+        for n, shape in enumerate(video.plane_shapes):
+            rows, columns = np.mgrid[: shape[0], : shape[1]]
+            rows, columns = rows * video.height // shape[0], columns * video.width // shape[1]
+            letter = letters[rows // 6, columns // 5]
+            sign = (letter * (rows % 6 + 2) + columns % 5 * (columns % 5)) % 7 < 3
+            plane = np.where(sign & (rows > 4), top // 3, top - top // (n + 5))
+            plane[(abs(columns - 9 - time) < 5) & (rows < 9)] = top // (n + 2)
+            patch = rng.integers(0, top + 1, shape)
+            plane = np.where(columns >= video.width - noise, patch, plane)
+            if constant and video.layout.components[n] in constant:
+                plane = np.full(shape, constant[video.layout.components[n]])
+            planes.append((plane // step * step).astype(video.dtype))
+        frames.append(Frame(tuple(planes), time))
+    return frames
+
+
 NTSC = {"time_base": Fraction(1001, 30000), "rate": Fraction(30000, 1001)}
 # One of each kind that the document tells apart.
 CASES = {
@@ -356,6 +394,45 @@ VIDEO_CASES = {
     }.items()
 }
 """The same of the `video` model."""
+
+
+ALWAYS = {"PIXELWISE_SAMPLES": 0, "PIXELWISE_HOPE": -1, "PIXELWISE_SURE": -1}
+"""Settings with which everything is coded pixel by pixel."""
+
+PIXEL_CASES = {
+    name: replace(
+        case,
+        codings=("PIXELS",) * len(case.codings),
+        model=SMALLEST,
+        make=case.make or drawing,
+        settings=ALWAYS,
+    )
+    for name, case in {
+        "pixels-gray": Case(VideoFormat(60, 33, "gray"), frames={"count": 3, "noise": 3}),
+        "pixels-rgb24": Case(VideoFormat(53, 38, "rgb24"), frames={"noise": 3}),
+        "pixels-yuv420p-59x37": Case(VideoFormat(59, 37, "yuv420p"), frames={"count": 2, "noise": 2}),
+        "pixels-yuva420p": Case(VideoFormat(52, 33, "yuva420p")),
+        "pixels-gbrap16le": Case(VideoFormat(48, 32, "gbrap16le"), frames={"noise": 1, "count": 1}),
+        "pixels-gray16le-tables": Case(
+            VideoFormat(40, 30, "gray16le"), frames={"step": 5000, "noise": 9}
+        ),
+        "pixels-gray12le": Case(VideoFormat(30, 14, "gray12le")),
+        "pixels-gray16le": Case(VideoFormat(40, 30, "gray16le"), make=waves, frames={"count": 2}),
+        "pixels-bgr0-constant": Case(
+            VideoFormat(42, 29, "bgr0"), frames={"constant": {"R": 9, "X": 255}}
+        ),
+        "pixels-one-sample": Case(
+            VideoFormat(1, 1, "gray"), make=noisy_frames, frames={"count": 99}
+        ),
+        "pixels-two-chunks": Case(
+            VideoFormat(34, 30, "yuv444p"),
+            codings=("PIXELS", "PIXELS"),
+            frames={"count": 3, "noise": 0},
+            options={"chunk_frames": 2},
+        ),
+    }.items()
+}
+"""The same of frames that are coded pixel by pixel."""
 
 
 def pack(

@@ -9,7 +9,7 @@ from reference.refusal import demand
 
 MAX_FRAMES = 65536
 MAX_BITS = 2**48
-MODEL, ZSTD, RAW = 0, 1, 2
+MODEL, ZSTD, RAW, PIXELS = 0, 1, 2, 3
 NONE, ALL, SOME, EVEN = 0, 1, 2, 3
 
 
@@ -68,7 +68,7 @@ def read_chunk(payload: bytes) -> Chunk:
     plane_count, mask, pts_kind, digest_size = cursor.take(4)
     demand(frame_count >= 1, "frame_count")
     demand(frame_count <= MAX_FRAMES, "frame_count", "LimitExceeded")
-    demand(coding in (MODEL, ZSTD, RAW), "coding")
+    demand(coding in (MODEL, ZSTD, RAW, PIXELS), "coding")
     demand(8 <= bits <= 16, "bits")
     if coding == MODEL:
         demand(lanes in [2**i for i in range(11)], "lanes")
@@ -87,7 +87,7 @@ def read_chunk(payload: bytes) -> Chunk:
             constants[plane] = value
     tables: list[list[int] | None] = [None] * plane_count
     if has_tables:
-        demand(coding == MODEL, "tables without a model")
+        demand(coding in (MODEL, PIXELS), "tables of stored samples")
         (table_mask,) = cursor.take(1)
         demand(0 < table_mask < 2**plane_count and not table_mask & mask, "table_mask")
         for plane in range(plane_count):

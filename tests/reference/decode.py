@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from reference.chunk import MODEL, RAW, Chunk, read_chunk
+from reference.chunk import MODEL, PIXELS, RAW, Chunk, read_chunk
 from reference.container import read_container, read_zstd
 from reference.layouts import LAYOUTS, plane_shapes
 from reference.message import Message
 from reference.model import Model, read_model_file
 from reference.networks import Plane, Planes
+from reference.pixels import pop_frames
 from reference.planes import Shape, pop_frame, to_samples
 from reference.refusal import demand
 from reference.video import Walk
@@ -63,6 +64,8 @@ def decode_chunk(chunk: Chunk, video: dict[str, Any], model: Model | None) -> li
     if chunk.coding == MODEL:
         assert model is not None
         parts = model_planes(chunk, "".join(letters[p] for p in coded), coded_shapes, model)
+    elif chunk.coding == PIXELS:
+        parts = pixel_planes(chunk, "".join(letters[p] for p in coded), coded_shapes)
     else:
         parts = stored_planes(chunk, coded_shapes, sample_size)
     computed = []
@@ -94,13 +97,31 @@ def model_planes(chunk: Chunk, letters: str, shapes: list[Shape], model: Model) 
     else:
         integers = []
     demand(message.is_empty(), "bits are left over")
+    samples = [to_samples(whole, letters, chunk.bits) for whole in integers]
+    return from_tables(chunk, samples) if letters else frames
+
+
+def pixel_planes(chunk: Chunk, letters: str, shapes: list[Shape]) -> list[Planes]:
+    """The coded planes of each frame from a payload of coding PIXELS."""
+    message = Message(chunk.payload, 1)
+    frames: list[Planes] = [[] for _ in range(chunk.frame_count)]
+    if letters:
+        frames = pop_frames(message, chunk.frame_count, letters, shapes, chunk.bits)
+    demand(message.is_empty(), "bits are left over")
+    return from_tables(chunk, frames)
+
+
+def from_tables(chunk: Chunk, frames: list[Planes]) -> list[Planes]:
+    """The samples of frames whose planes may be coded as places in tables."""
     tables = [t for t, c in zip(chunk.tables, chunk.constants, strict=True) if c is None]
-    for frame, whole in zip(frames, integers, strict=bool(letters)):
-        for plane, table in zip(to_samples(whole, letters, chunk.bits), tables, strict=True):
+    result = []
+    for planes in frames:
+        result.append([])
+        for plane, table in zip(planes, tables, strict=True):
             top = 2**chunk.bits if table is None else len(table)
             demand(all(0 <= s < top for row in plane for s in row), "a sample out of range")
-            frame.append([[s if table is None else table[s] for s in row] for row in plane])
-    return frames
+            result[-1].append([[s if table is None else table[s] for s in row] for row in plane])
+    return result
 
 
 def stored_planes(chunk: Chunk, shapes: list[Shape], sample_size: int) -> list[Planes]:
