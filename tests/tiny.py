@@ -410,7 +410,9 @@ PIXEL_CASES = {
     for name, case in {
         "pixels-gray": Case(VideoFormat(60, 33, "gray"), frames={"count": 3, "noise": 3}),
         "pixels-rgb24": Case(VideoFormat(53, 38, "rgb24"), frames={"noise": 3}),
-        "pixels-yuv420p-59x37": Case(VideoFormat(59, 37, "yuv420p"), frames={"count": 2, "noise": 2}),
+        "pixels-yuv420p-59x37": Case(
+            VideoFormat(59, 37, "yuv420p"), frames={"count": 2, "noise": 2}
+        ),
         "pixels-yuva420p": Case(VideoFormat(52, 33, "yuva420p")),
         "pixels-gbrap16le": Case(VideoFormat(48, 32, "gbrap16le"), frames={"noise": 1, "count": 1}),
         "pixels-gray16le-tables": Case(

@@ -132,7 +132,7 @@ def _push_frames(
         if hopeful or pixelwise.repetition(frames, letters) > PIXELWISE_HOPE:
             from flowarchive.pixelwise.frames import push_frames  # compiles loops
 
-            pixels = Message(1)
+            pixels = Message(pixelwise.LANES)
             ideal = push_frames(pixels, frames, letters, bits)
             pixel_account.integer(0, pixels.bits, ideal)
             # In one frame: a filmed picture may stand still, but it repeats nothing by itself.
@@ -212,7 +212,7 @@ def _pop_frames(
     model: Model | None,
     threads: int,
 ) -> list[tuple[Plane, ...]]:
-    message = Message.from_bytes(chunk.payload, chunk.lanes or 1)
+    message = Message.from_bytes(chunk.payload, chunk.lanes or pixelwise.LANES)
     tables = [
         table for table, value in zip(chunk.tables, chunk.constants, strict=False) if value is None
     ]

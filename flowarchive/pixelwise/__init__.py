@@ -14,6 +14,6 @@ This package knows planes of samples and the message. It must not know models or
 exports is free of compiled loops, so that a clip that is not drawn does not pay for them.
 """
 
-from flowarchive.pixelwise.groups import repetition
+from flowarchive.pixelwise.groups import LANES, repetition
 
-__all__ = ["repetition"]
+__all__ = ["LANES", "repetition"]

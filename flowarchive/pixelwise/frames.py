@@ -15,6 +15,7 @@ from flowarchive.frames import Plane
 from flowarchive.pixelwise.decisions import (
     AT,
     BOARD_SIZE,
+    CONTRADICTED,
     EXHAUSTED,
     FAILURE,
     HEAD,
@@ -26,9 +27,6 @@ from flowarchive.pixelwise.decisions import (
 from flowarchive.pixelwise.groups import SAMPLE_BITS, groups_of, guide_of, inner
 from flowarchive.pixelwise.walk import MOST_DECISIONS, walk
 
-LANES = 1
-"""Lanes of the message: no decision can be made before the one before it."""
-
 STREAM_SIZE = 1 << 20
 """Decisions that are kept together; more where a row may have more."""
 
@@ -38,9 +36,11 @@ _TOTAL = 1 << PRECISION
 class _Walk:
     """A chunk's way through its frames, the same in both directions, and what it learns there."""
 
-    def __init__(self, count: int, shapes: Sequence[tuple[int, int]], letters: str, bits: int):
+    def __init__(
+        self, count: int, shapes: Sequence[tuple[int, int]], letters: str, bits: int
+    ) -> None:
         self.groups = groups_of(shapes, letters)
-        self.count, self.bits = count, bits
+        self.bits = bits
         pixels = count * sum(group.shape[0] * group.shape[1] for group in self.groups)
         size = pixels.bit_length()
         self.line_bits, self.table_bits = min(max(size + 1, 11), 21), min(max(size, 10), 20)
@@ -68,6 +68,7 @@ class _Walk:
         """
         group, pixels = self.groups[number], now[number]
         guide = guide_of(inner(now[0]), group.shape) if number else np.zeros(group.shape, np.int64)
+        before = group.blank() if last is None else last[number]
         width = pixels.shape[1]
         outcome = np.zeros((2, width), dtype=np.int64)
         errors = np.zeros((len(group.planes), 2, width), dtype=np.int64)
@@ -75,7 +76,7 @@ class _Walk:
         while row < group.shape[0] and not self.board[FAILURE]:
             row = walk(
                 reading, row, number, len(group.planes), group.leads, self.bits, last is not None,
-                self.table_bits, self.line_bits, pixels, group.blank() if last is None else last[number],
+                self.table_bits, self.line_bits, pixels, before,
                 guide, outcome, errors, self.seen, self.faith, self.memory, self.board, stream,
             )  # fmt: skip
             yield
@@ -95,17 +96,17 @@ def push_frames(
     Returns:
         The ideal code length in bits.
     """
-    walk = _Walk(len(frames), [plane.shape for plane in frames[0]], letters, bits)
-    room = max(MOST_DECISIONS * max(group.shape[1] for group in walk.groups), STREAM_SIZE)
+    chunk = _Walk(len(frames), [plane.shape for plane in frames[0]], letters, bits)
+    room = max(MOST_DECISIONS * max(group.shape[1] for group in chunk.groups), STREAM_SIZE)
     stream = np.empty(room, dtype=np.uint32)
     kept: list[NDArray[np.uint16]] = []
     last: list[Int64] | None = None
     for frame in frames:
-        now = [group.pixels(frame) for group in walk.groups]
+        now = [group.pixels(frame) for group in chunk.groups]
         for number in range(len(now)):
-            for _ in walk.group(False, number, now, last, stream):
-                kept.append(stream[: walk.board[AT]].astype(np.uint16))
-                walk.board[AT] = 0
+            for _ in chunk.group(False, number, now, last, stream):
+                kept.append(stream[: chunk.board[AT]].astype(np.uint16))
+                chunk.board[AT] = 0
         last = now
     ideal = 0.0
     while kept:
@@ -139,22 +140,24 @@ def pop_frames(
         MessageExhausted: The message holds too few bits.
         FormatError: A sample does not fit `bits`.
     """
-    walk = _Walk(count, shapes, letters, bits)
-    walk.board[AT], walk.board[HEAD] = message.size, message.head[0]
+    chunk = _Walk(count, shapes, letters, bits)
+    chunk.board[AT], chunk.board[HEAD] = message.size, message.head[0]
     last: list[Int64] | None = None
     for _ in range(count):
-        now = [group.blank() for group in walk.groups]
+        now = [group.blank() for group in chunk.groups]
         planes: list[Plane] = [np.empty(0, dtype)] * len(shapes)
-        for number, group in enumerate(walk.groups):
-            for _ in walk.group(True, number, now, last, message.tail):
+        for number, group in enumerate(chunk.groups):
+            for _ in chunk.group(True, number, now, last, message.tail):
                 pass
-            if walk.board[FAILURE] == EXHAUSTED:
+            if chunk.board[FAILURE] == EXHAUSTED:
                 raise MessageExhausted("a chunk's pixels need more bits than there are")
-            if walk.board[FAILURE]:
+            if chunk.board[FAILURE] == CONTRADICTED:
+                raise FormatError("a decoded pixel is one that it was said not to be")
+            if chunk.board[FAILURE]:
                 raise FormatError(f"a decoded sample does not fit {bits} bits")
             for j, plane in enumerate(group.planes):
                 samples = inner(now[number]) >> SAMPLE_BITS * j & 0xFFFF
                 planes[plane] = samples.astype(dtype)
-        message.commit(walk.board[HEAD : HEAD + 1].astype(np.uint64), int(walk.board[AT]))
+        message.commit(chunk.board[HEAD : HEAD + 1].astype(np.uint64), int(chunk.board[AT]))
         yield tuple(planes)
         last = now

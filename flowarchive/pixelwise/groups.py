@@ -15,6 +15,9 @@ from flowarchive.frames import Plane
 
 Int64 = NDArray[np.int64]
 
+LANES = 1
+"""Of the message: no decision is made before the one before it."""
+
 SAMPLE_BITS = 16
 
 LEFT, RIGHT, ABOVE = 3, 2, 2

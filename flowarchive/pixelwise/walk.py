@@ -20,6 +20,7 @@ from flowarchive.ans import compiled
 from flowarchive.pixelwise.decisions import (
     AT,
     CONTEXTS,
+    CONTRADICTED,
     FAILURE,
     LINE,
     OUT_OF_RANGE,
@@ -50,9 +51,7 @@ ERROR_SETS = SAMPLE_SETS + 4 * KINDS
 
 _WORD = 1 << 64
 # Powers of an odd number without a pattern, modulo 2**64, as signed numbers.
-K = tuple(
-    (pow(0x9E3779B97F4A7C15, i, _WORD) + _WORD // 2) % _WORD - _WORD // 2 for i in range(15)
-)
+K = tuple((pow(0x9E3779B97F4A7C15, i, _WORD) + _WORD // 2) % _WORD - _WORD // 2 for i in range(15))
 _SAMPLE = (1 << SAMPLE_BITS) - 1
 
 
@@ -185,6 +184,9 @@ def walk(
                     reading, pixel, y, x, group, parts, leads, bits, moving, line_bits,
                     pair, small, now, last, errors, memory, board, stream,
                 )  # fmt: skip
+                for m in range(k):
+                    if reading and tried[m] == pixel and not board[FAILURE]:
+                        board[FAILURE] = CONTRADICTED
             now[y, x] = pixel
             for spot in spots:
                 if seen[spot] != pixel:
@@ -218,19 +220,10 @@ def walk_samples(
     board: Int64,
     stream: Uint32,
 ) -> int:
-    """Write or read the samples of a pixel that no guess was right about.
+    """Write or read the samples of the pixel `now[y, x]`, about which no guess was right.
 
-    Args:
-        pixel: The pixel; reading, anything.
-        y: Its row in `now`.
-        x: Its column in `now`.
-        pair: What is known of two neighbors, scrambled.
-        small: The same of four.
-        reading, group, parts, leads, bits, moving, line_bits, now, last, errors, memory, board,
-            stream: See `walk`.
-
-    Returns:
-        The pixel.
+    `pixel` is the pixel, or, reading, anything; `pair` and `small` are what is known of two and of
+    four neighbors, scrambled; everything else is as in `walk`. Returns the pixel.
     """
     top = (1 << bits) - 1
     own = y & 1
@@ -306,14 +299,8 @@ def walk_rest(
 ) -> int:
     """Write or read the difference of a sample from its prediction, under the board's contexts.
 
-    Args:
-        rest: The difference; reading, anything.
-        first: The first of KINDS sets of weights.
-        second: The first of KINDS others.
-        reading, bits, line_bits, memory, board, stream: See `walk`.
-
-    Returns:
-        The difference.
+    `rest` is the difference, or, reading, anything; `first` and `second` are where the two times
+    KINDS sets of weights begin; everything else is as in `walk`. Returns the difference.
     """
     open_lines(SAMPLE_INPUTS, 1, line_bits, board)
     if not decide(rest != 0, reading, SAMPLE_INPUTS, 0, first, second, memory, board, stream):

@@ -139,9 +139,7 @@ class Walk:
 class GroupWalk:
     """The walk through one group of one frame."""
 
-    def __init__(
-        self, chunk: Walk, number: int, first: Pixels | None, last: Pixels | None
-    ) -> None:
+    def __init__(self, chunk: Walk, number: int, first: Pixels | None, last: Pixels | None) -> None:
         self.chunk, self.number, self.first, self.last = chunk, number, first, last
         self.planes = chunk.groups[number]
         self.height, self.width = chunk.shapes[self.planes[0]]
@@ -240,6 +238,7 @@ class GroupWalk:
         self.outcome[y, x] = 2 if found is None else min(len(tried), 1)
         if found is None:
             found = self.samples(y, x, hashes[2], hashes[1])
+            demand(found not in tried, "a pixel that it was said not to be")
         for spot in spots:
             pixel, faith = entries.get(spot, (0, 0))
             entries[spot] = found, min(faith + 1, 7) if pixel == found else 1
