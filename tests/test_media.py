@@ -131,7 +131,7 @@ def test_big_endian_twin(name: str) -> None:
         assert np.array_equal(row, frame.planes[0][0])
 
 
-@pytest.mark.parametrize("name", ["pal8", "monob", "p010le", "gbrpf32le", "nonsense"])
+@pytest.mark.parametrize("name", ["monob", "p010le", "gbrpf32le", "nonsense"])
 def test_unknown_pixel_format(name: str) -> None:
     with pytest.raises(UnsupportedFormat, match=name):
         native_name(name)
@@ -412,11 +412,17 @@ def test_sound_only(tmp_path: Path) -> None:
         open_source(tmp_path / "a.wav")
 
 
-def test_palette(tmp_path: Path) -> None:
-    indexed = av.VideoFrame(16, 16, "pal8")
-    (tmp_path / "a.png").write_bytes(encode_image(indexed, "png"))
-    with pytest.raises(UnsupportedFormat, match="pal8"):
-        open_source(tmp_path / "a.png")
+def test_a_palette_is_read_as_its_colors(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(3)
+    image = pillow.fromarray(rng.integers(0, 200, (13, 18), np.uint8), "P")
+    image.putpalette(rng.integers(0, 256, 3 * 200).astype(np.uint8).tobytes())
+    image.save(tmp_path / "a.png", transparency=bytes(range(200)))
+    with open_source(tmp_path / "a.png") as source:
+        assert source.format.pix_fmt == "bgra"
+        (frame,) = source
+    with pillow.open(tmp_path / "a.png") as shown:
+        assert np.array_equal(np.stack(frame.planes, -1), np.asarray(shown.convert("RGBA")))
 
 
 FILES: dict[str, Callable[[Path], Path]] = {

@@ -3,6 +3,7 @@
     bgr0, one row:   B G R X B G R X ...        slots: R = (plane 0, offset 2, step 4)
     nv12, plane 1:   U V U V ...                       U = (plane 1, offset 0, step 2)
     rgb555le:        XRRRRRGG GGGBBBBB                 fields: R = (shift 10, 5 bits)
+    pal8:            places in a palette of bgra       read as bgra
 
 A *slot* says where the samples of one component lie in the planes that FFmpeg hands out. Nothing
 here converts: a sample is copied, never computed.
@@ -63,6 +64,10 @@ _FIELDS = {
     "bgr565le": {"B": Field(11, 5), "G": Field(5, 6), "R": Field(0, 5)},
 }
 
+_PALETTE = "pal8"
+# Its colors are words of this machine's byte order.
+_PALETTE_SHIFTS = {"A": 24, "R": 16, "G": 8, "B": 0}
+
 _PAIRED = {
     "nv12": {"Y": Slot(0, 0, 1), "U": Slot(1, 0, 2), "V": Slot(1, 1, 2)},
     "nv16": {"Y": Slot(0, 0, 1), "U": Slot(1, 0, 2), "V": Slot(1, 1, 2)},
@@ -90,9 +95,13 @@ def _slots(name: str) -> dict[str, Slot]:
 def native_name(name: str) -> str:
     """Return the name in `PIXEL_LAYOUTS` of an FFmpeg pixel format or its big-endian twin.
 
+    A palette's format is that of its colors: each picture may bring another palette.
+
     Raises:
         UnsupportedFormat: The format has no component planes of whole samples, or is unknown.
     """
+    if name == _PALETTE:
+        return "bgra"
     twin = name[:-2] + "le" if name.endswith("be") else name
     if twin not in PIXEL_LAYOUTS:
         raise UnsupportedFormat(f"pixel format {name!r} is not supported")
@@ -109,7 +118,7 @@ def unpack(picture: av.VideoFrame, video_format: VideoFormat) -> tuple[Plane, ..
 
     Args:
         picture: A picture of `video_format`'s size whose format is `video_format.pix_fmt` or its
-            big-endian twin.
+            big-endian twin, or a palette's.
         video_format: Says which planes are wanted.
 
     Returns:
@@ -126,6 +135,12 @@ def unpack(picture: av.VideoFrame, video_format: VideoFormat) -> tuple[Plane, ..
             np.asarray(words >> f.shift & ((1 << f.bits) - 1), dtype=np.uint8) for f in fields
         )
     slots, dtype = _slots(name), video_format.dtype
+    if picture.format.name == _PALETTE:
+        places = _view(picture, Slot(0, 0, 1), video_format.plane_shapes[0], dtype, big)
+        colors = np.frombuffer(cast("Any", picture.planes[1]), dtype=np.uint32, count=256)
+        return tuple(
+            (colors >> _PALETTE_SHIFTS[letter] & 0xFF).astype(dtype)[places] for letter, _ in shapes
+        )
     return tuple(
         np.array(_view(picture, slots[letter], shape, dtype, big), dtype=dtype, order="C")
         for letter, shape in shapes
