@@ -43,7 +43,7 @@ def chunks(draw: st.DrawFn) -> Chunk:
         bits=bits,
         lanes=1 << draw(st.integers(0, 10)) if coding == Coding.MODEL else 0,
         payload=draw(st.binary(max_size=40)),
-        tables=tuple(tables) if coding == Coding.MODEL and any(tables) else (),
+        tables=tuple(tables) if coding in (Coding.MODEL, Coding.PIXELS) and any(tables) else (),
         account=draw(st.none() | statements(frames)) if coding == Coding.MODEL else None,
     )
 
@@ -469,5 +469,5 @@ def test_stored_planes_around_the_limit(monkeypatch):
 
 
 def test_a_model_chunk_has_no_stored_planes():
-    with pytest.raises(ValueError, match="model"):
+    with pytest.raises(ValueError, match="not stored"):
         chunk().stored_planes(7)
