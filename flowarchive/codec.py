@@ -117,7 +117,8 @@ class Recorder:
 
     def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
         """Keep the symbols' intervals; see `Coder`."""
-        self._keep(Intervals(*model.interval(symbols, *parameters), model.precision))
+        start, freq = model.interval(symbols, *parameters)
+        self._keep(Intervals(start, freq, model.precision))
         return symbols
 
     def phase(
@@ -139,7 +140,8 @@ class Recorder:
     ) -> motion.Field:
         """Keep a field's intervals; see `Coder`."""
         assert field is not None
-        self._keep(Intervals(*motion.encode_field(field, hints, model), motion.PRECISION))
+        start, freq = motion.encode_field(field, hints, model)
+        self._keep(Intervals(start, freq, motion.PRECISION))
         return field
 
     def _keep(self, step: Step) -> None:

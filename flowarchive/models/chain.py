@@ -141,7 +141,8 @@ class _Phase:
         way = self._push_flow(message, account, frame)
         if way == _BY_MIXTURE:
             self._intervals.push(message, account, frame)
-        Intervals(*_WAYS.interval(np.array([way])), _WAYS.precision).push(message, account, frame)
+        start, freq = _WAYS.interval(np.array([way]))
+        Intervals(start, freq, _WAYS.precision).push(message, account, frame)
 
     def _push_flow(self, message: Message, account: Account, frame: int) -> int:
         """Push the phase by its flow unless that is longer, or needs more bits than there are."""
