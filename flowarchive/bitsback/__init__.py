@@ -14,8 +14,8 @@ to top, push for pop, and it is the right half: that is why the coders lose noth
     Uniform     y uniform in the image of a cell; no approximation
     Gaussian    y normal around the image; as local bits-back coding was published
 
-Element i sits in lane i % lanes. A row of lanes is popped and pushed before the next row is touched,
-so a call never has more than one row's popped bits in the air. `forward` takes the last row first.
+Element i sits in lane i % lanes. A row of lanes is popped and pushed before the next is touched, so
+a call never has more than one row's popped bits in the air. `forward` takes the last row first.
 
 References:
     Ho, Lohn, Abbeel, "Compression with flows via local bits-back coding", 2019, arXiv:1905.08500.
@@ -25,13 +25,25 @@ References:
 
 from __future__ import annotations
 
-from flowarchive.bitsback.dequantize import TILT_MAX, Dequantizer, Find, tilt_masses
+from flowarchive.bitsback.dequantize import (
+    TILT_LEAST,
+    TILT_MAX,
+    TILT_PARTS,
+    TILT_UNIT,
+    Dequantizer,
+    Find,
+    place_bits,
+    tilt_masses,
+)
 from flowarchive.bitsback.local import Gaussian, LocalCoder, Map, Segments, Uniform
 from flowarchive.bitsback.normal import Normal
 from flowarchive.bitsback.reference import BlackBox
 
 __all__ = [
+    "TILT_LEAST",
     "TILT_MAX",
+    "TILT_PARTS",
+    "TILT_UNIT",
     "BlackBox",
     "Dequantizer",
     "Find",
@@ -41,5 +53,6 @@ __all__ = [
     "Normal",
     "Segments",
     "Uniform",
+    "place_bits",
     "tilt_masses",
 ]

@@ -204,7 +204,7 @@ def _below(
     pair = packed[np.uint64(argument >> _STEP_BITS)]
     step = ((pair & _DELTA_MASK) * (argument & _STEP_MASK)) >> _STEP_BITS
     phi = (pair >> _DELTA_BITS) + step
-    return ((phi * (_TOTAL - outside - (high - low))) >> PHI_BITS) + z - low
+    return np.int64(((phi * (_TOTAL - outside - (high - low))) >> PHI_BITS) + z - low)
 
 
 @compiled

@@ -91,7 +91,7 @@ class BlackBox:
         return cells
 
     def _reals(self, cells: Int64) -> Float64:
-        return (cells + 0.5 - self._count / 2) * self._pitch
+        return np.float64(self._pitch) * (cells + np.float64(0.5 - self._count / 2))
 
     def _factor(self, point: Float64) -> Float64:
         """The Cholesky factor of sigma**2 J J^T, entry by entry in one order."""

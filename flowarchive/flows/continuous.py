@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from flowarchive import exact
 from flowarchive.ans import Message
-from flowarchive.bitsback import LocalCoder, Map
+from flowarchive.bitsback import TILT_MAX, LocalCoder, Map
 from flowarchive.errors import ModelError
 from flowarchive.flows.maps import (
     FINENESS,
@@ -64,7 +64,10 @@ MIX_MAX = 1 << 14
 
 OUTPUT_MAX = (1 << 15) - 1
 _SHIFT_LIMIT = SHIFT_MAX * SHIFT_UNIT
-_SHIFT_GAIN = 4  # a weight of one turns a unit that is seen, 1/16, into a unit of shift
+_SHIFT_GAIN = 4  # a weight of one turns a unit that is seen, 1/16, into one of a shift, 1/256
+
+
+_ALL = tuple(range(CHANNELS))
 
 
 class Grid(NamedTuple):
@@ -87,14 +90,10 @@ class Grid(NamedTuple):
         return (values if mask.all() else values[:, mask]).reshape(-1)
 
     def put(self, channels: Sequence[int], elements: Int64) -> Grid:
-        """Return a grid with other elements in some channels, in the order of `take`."""
+        """Return a grid with other elements in some channels, which ascend, as `take` gave them."""
         values = self.values.copy()
-        mask = np.zeros(values.shape[1:], dtype=bool)
-        mask[list(channels)] = True
-        mask &= _present(self.shape)
-        # Channels in the order they were asked for.
-        if list(channels) != sorted(channels):
-            raise ValueError(f"channels {list(channels)} do not ascend")
+        mask = _present(self.shape).copy()
+        mask[[c for c in _ALL if c not in channels]] = False
         values[:, mask] = elements.reshape(len(values), -1)
         return self._replace(values=values)
 
@@ -214,9 +213,6 @@ class ActNorm(exact.Frozen):
         return grid.put(_ALL, coder.inverse(message, grid.take(_ALL), self._map(grid)))
 
 
-_ALL = tuple(range(CHANNELS))
-
-
 class Mix(exact.Frozen):
     """An invertible 1x1 convolution by its LU factors, one channel moved at a time.
 
@@ -334,6 +330,13 @@ class Conditioner(nn.Module):
         return total
 
 
+def coupling_net(context: int, width: int, moved: int, components: int) -> Conditioner:
+    """Make the twin of the network of a coupling that moves so many channels; see `Coupling`."""
+    each = [0] * components + [_SHIFT_GAIN] * components + [0] * components
+    gain = (each or [_SHIFT_GAIN, 0]) * moved
+    return Conditioner(context, len(gain), width, gain)
+
+
 class Coupling(exact.Frozen):
     """Some channels are moved along maps that a network makes of the others and of the context.
 
@@ -357,9 +360,7 @@ class Coupling(exact.Frozen):
         seen = grid.seen(self.passed)
         if context is not None:
             seen = np.concatenate([seen, context], axis=1)
-        with torch.no_grad():
-            out = self.net(torch.from_numpy(seen.astype(np.float32)))
-        outputs: Int64 = out.numpy().astype(np.int64)
+        outputs = _evaluate(self.net, seen)
         n, _, h, w = outputs.shape
         # [parameters, n, 4, h, w], so that the channels' own mask picks elements.
         spread = np.zeros((outputs.shape[1] // len(self.moved), n, CHANNELS, h, w), dtype=np.int64)
@@ -405,6 +406,36 @@ def make_map(outputs: Int64, components: int, fineness: int) -> Map:
     )
 
 
+class Tilt(exact.Frozen):
+    """Chooses the tilts of `bitsback.Dequantizer` by what the decoder knows before: the context.
+
+    Attributes:
+        net: A frozen `Conditioner` with an output for each channel.
+    """
+
+    def __init__(self, net: Conditioner) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, context: Int8, shape: tuple[int, int]) -> Int64:
+        """Return the tilts of planes of `shape` (h, w), int64 [n, h, w] in -8..8.
+
+        Args:
+            context: int8 [n, C, ceil(h / 2), ceil(w / 2)].
+            shape: Of a plane.
+        """
+        nothing = np.zeros((len(context), CHANNELS, *context.shape[2:]), dtype=np.int8)
+        tilts = _evaluate(self.net, np.concatenate([nothing, context], axis=1))
+        return unsqueeze(Grid(tilts.clip(-TILT_MAX, TILT_MAX), shape, FINENESS))
+
+
+def _evaluate(net: nn.Module, seen: Int8) -> Int64:
+    """What a frozen network says about int8 [n, C, h, w]."""
+    with torch.no_grad():
+        out: Int64 = net(torch.from_numpy(seen.astype(np.float32))).numpy().astype(np.int64)
+    return out
+
+
 class Flow(exact.Frozen):
     """Layers, one after the other."""
 
@@ -417,7 +448,7 @@ class Flow(exact.Frozen):
     ) -> Grid:
         """Apply every layer; see `Layer`."""
         for layer in self.layers:
-            grid = layer.forward(message, coder, grid, context)  # type: ignore[operator]
+            grid = layer.forward(message, coder, grid, context)
         return grid
 
     def inverse(
@@ -425,5 +456,5 @@ class Flow(exact.Frozen):
     ) -> Grid:
         """Undo every layer, the last first; see `Layer`."""
         for layer in reversed(self.layers):
-            grid = layer.inverse(message, coder, grid, context)
+            grid = layer.inverse(message, coder, grid, context)  # type: ignore[operator]
         return grid

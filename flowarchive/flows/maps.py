@@ -35,7 +35,8 @@ RANGE = 17
 FINENESS = 10
 MIN_FINENESS, MAX_FINENESS = 4, 14
 
-MIN_PRECISION, MAX_PRECISION = 20, 28
+# Below 22 bits, knots at the far left would meet.
+MIN_PRECISION, MAX_PRECISION = 22, 28
 
 LOGIT_RANGE = 12
 LOGIT_STEPS = 16
@@ -92,7 +93,7 @@ def _find_piece(x: np.int64, knots: Int64, firsts: Int64, shift: int) -> np.int6
             bottom = middle
         else:
             top = middle
-    return bottom
+    return np.int64(bottom)
 
 
 @compiled
@@ -141,7 +142,7 @@ class Logit:
     the mixture's cumulative followed by a logit, as in Flow++; inverted, it is the base: `Base`.
 
     Attributes:
-        precision: 20..28.
+        precision: 22..28.
         fineness: 4..14.
     """
 
@@ -373,7 +374,8 @@ class Mixture:
         if z.shape != self._parameters[0].shape[:1]:
             raise ValueError(f"the map is not of {list(z.shape)} elements")
         found = _empty(z.size)
-        _mixture_pieces(z, *self._parameters, self._total, *_mixture_tables(), *found, of_image)
+        *tables, shift = _mixture_tables()
+        _mixture_pieces(z, *self._parameters, self._total, *tables, shift, *found, of_image)
         return found
 
     def knots(self, part: slice) -> tuple[Int64, Int64]:
@@ -426,7 +428,7 @@ def _mixture_image(
     height = heights[piece] + (below - curve[piece]) * v // w
     blend = (((1 << _BLEND_BITS) - 1) * height + k * _IMAGE_STEP) >> _BLEND_BITS
     # One cell for every piece, and the others by height.
-    return k + blend * (total - MIXTURE_PIECES) // (MIXTURE_PIECES * _IMAGE_STEP)
+    return np.int64(k + blend * (total - MIXTURE_PIECES) // (MIXTURE_PIECES * _IMAGE_STEP))
 
 
 @compiled
@@ -492,7 +494,7 @@ def _mixture_knots(
         p, m, s = weight[i], mean[i], scale[i]
         for k in range(images.shape[1]):
             images[i, k] = _mixture_image(
-                k, p, m, s, total, packed, reciprocals, curve, heights, firsts, shift
+                np.int64(k), p, m, s, total, packed, reciprocals, curve, heights, firsts, shift
             )
 
 
@@ -515,7 +517,7 @@ def mixture_weights(logit: ArrayLike) -> Int64:
     best = logits.argmax(1, keepdims=True)
     away = np.take_along_axis(logits, best, 1) - logits
     shares = _weight_table()[away % _WEIGHT_STEPS] >> np.minimum(away // _WEIGHT_STEPS, 31)
-    weights = (shares << WEIGHT_BITS) // shares.sum(1, keepdims=True)
+    weights: Int64 = (shares << WEIGHT_BITS) // shares.sum(1, keepdims=True)
     rest = (1 << WEIGHT_BITS) - weights.sum(1, keepdims=True)
     np.put_along_axis(weights, best, np.take_along_axis(weights, best, 1) + rest, 1)
     return weights
