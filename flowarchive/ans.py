@@ -180,8 +180,8 @@ def _pop_row(
 def _push_value(
     h: np.uint64, tail: NDArray[np.uint32], size: int, value: np.uint64, span: np.uint64
 ) -> tuple[np.uint64, int]:
-    quotient = _HEAD_MIN // span
-    if h >= quotient << _WORD:
+    # h >= Q * 2**32, without the division: floor(a / b) <= c where a < (c + 1) * b.
+    if ((h >> _WORD) + _ONE) * span > _HEAD_MIN:
         low = h & _LOW
         h = (h >> _WORD) * span + value
         if h < _HEAD_MIN:
@@ -195,14 +195,15 @@ def _push_value(
 def _pop_value(
     h: np.uint64, tail: NDArray[np.uint32], size: int, span: np.uint64
 ) -> tuple[np.uint64, int, np.uint64]:
-    quotient = _HEAD_MIN // span
-    if h >= (quotient * span) << _WORD:
+    # h >= Q * R * 2**32, which is above 2**63 - R * 2**32: mostly, no division is needed to know.
+    if (h >> _WORD) + span > _HEAD_MIN and h >> _WORD >= _HEAD_MIN // span * span:
         low = h & _LOW
         h >>= _WORD
-        value = h % span
-        return ((h // span) << _WORD) | low, size, value
-    value = h % span
-    h = h // span
+        quotient = h // span
+        return (quotient << _WORD) | low, size, h - quotient * span
+    quotient = h // span
+    value = h - quotient * span
+    h = quotient
     if h < _HEAD_MIN:
         if size == 0:
             return h, -1, value

@@ -374,8 +374,23 @@ class Mixture:
         if z.shape != self._parameters[0].shape[:1]:
             raise ValueError(f"the map is not of {list(z.shape)} elements")
         found = _empty(z.size)
-        *tables, shift = _mixture_tables()
-        _mixture_pieces(z, *self._parameters, self._total, *tables, shift, *found, of_image)
+        weight, mean, scale = self._parameters
+        packed, reciprocals, curve, heights, firsts, shift = _mixture_tables()
+        _mixture_pieces(
+            z,
+            weight,
+            mean,
+            scale,
+            self._total,
+            packed,
+            reciprocals,
+            curve,
+            heights,
+            firsts,
+            shift,
+            *found,
+            of_image,
+        )
         return found
 
     def knots(self, part: slice) -> tuple[Int64, Int64]:
