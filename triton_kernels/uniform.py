@@ -1,0 +1,173 @@
+"""Numbers that are uniform in any range, on the stack of bits: a bijection, whatever the range.
+
+With Q = 2**31 div R, heads in [Q, Q * 2**32) times R, plus a number, fill [Q * R, Q * R * 2**32)
+exactly once each: the heads' own range but for the sliver between Q * R and 2**31. A push spills
+into the first range and refills out of the sliver, with the word it has just spilled. A range above
+2**31 would make Q zero: such a number is coded as its low bit under its high part. At most one
+of the two steps spills, or refills, in either direction.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels.checks import check
+from triton_kernels.rans import (
+    _HEAD_MIN,
+    _LOW,
+    _WORD,
+    Messages,
+    check_messages,
+    warps,
+)
+
+
+@triton.jit
+def push_step(h, value, span):
+    """Push one number: the head after, and whether the word of the head before is spilled."""
+    # h >= Q * 2**32, as a shift.
+    full = (h >> _WORD) >= _HEAD_MIN // span
+    g = tl.where(full, h >> _WORD, h) * span + value
+    back = full & (g < _HEAD_MIN)
+    return tl.where(back, (g << _WORD) | (h & _LOW), g), full & (g >= _HEAD_MIN)
+
+
+@triton.jit
+def pop_step(h, span):
+    """Pop one number: the head after, the number, and whether the head has to be refilled."""
+    above = (h >> _WORD) >= _HEAD_MIN // span * span
+    g = tl.where(above, h >> _WORD, h)
+    quotient = g // span
+    value = g - quotient * span
+    low = (quotient < _HEAD_MIN) & ~above
+    return tl.where(above, (quotient << _WORD) | (h & _LOW), quotient), value, low
+
+
+@triton.jit
+def push_uniform_kernel(head, tail, size, values, ranges, bounds, capacity, LANES: tl.constexpr):
+    """One program pushes the numbers of one message, the last row first; see `push_uniform`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    words = tail + i_m.to(tl.int64) * capacity
+    begin = tl.load(bounds + i_m)
+    end = tl.load(bounds + i_m + 1)
+    row = begin + (end - begin + LANES - 1) // LANES * LANES
+    while row > begin:
+        row -= LANES
+        known = row + lane < end
+        value = tl.load(values + row + lane, known, other=0)
+        span = tl.load(ranges + row + lane, known, other=1)
+        large = span > _HEAD_MIN
+        odd_end = (value == span - 1) & ((span & 1) == 1)
+        # Where the range is small, the low bit is a number in a range of 1, which changes nothing.
+        bit_span = tl.where(large & ~odd_end, 2, 1).to(tl.int64)
+        g, first = push_step(h, tl.where(large, value & 1, 0), bit_span)
+        value = tl.where(large, value >> 1, value)
+        span = tl.where(large, (span + 1) >> 1, span)
+        after, second = push_step(g, value, span)
+        spilled = known & (first | second)
+        count = spilled.to(tl.int32)
+        place = live + tl.cumsum(count, 0) - count
+        word = tl.where(first, h, g) & _LOW
+        tl.store(words + place, word.to(tl.int32), spilled & (place < capacity))
+        live += tl.sum(count, 0)
+        h = tl.where(known, after, h)
+    tl.store(head + i_m * LANES + lane, h)
+    tl.store(size + i_m, live)
+
+
+def push_uniform(messages: Messages, values: Tensor, ranges: Tensor, bounds: Tensor) -> None:
+    """Push numbers that are uniform in [0, range), in place; each message's first is met first.
+
+    Args:
+        messages: Grow; each tail has room for a word a number.
+        values: int64 [n], values[i] in [0, ranges[i]).
+        ranges: int64 [n], 1..2**32.
+        bounds: int64 [messages + 1]: whose the numbers are, from 0 to n.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    count, lanes, capacity = check_messages(messages)
+    device = messages.head.device
+    check("values", values, torch.int64, [None], device)
+    check("ranges", ranges, torch.int64, list(values.shape), device)
+    check("bounds", bounds, torch.int64, [count + 1], device)
+    if count:
+        push_uniform_kernel[(count,)](
+            *messages, values, ranges, bounds, capacity, LANES=lanes, num_warps=warps(lanes)
+        )
+
+
+@triton.jit
+def pop_uniform_kernel(
+    head, tail, size, ranges, bounds, values, out_head, out_size, capacity, LANES: tl.constexpr
+):
+    """One program pops the numbers of one message; see `pop_uniform`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    words = tail + i_m.to(tl.int64) * capacity
+    end = tl.load(bounds + i_m + 1)
+    row = tl.load(bounds + i_m)
+    while row < end:
+        known = row + lane < end
+        span = tl.load(ranges + row + lane, known, other=1)
+        large = span > _HEAD_MIN
+        g, value, low = pop_step(h, tl.where(large, (span + 1) >> 1, span))
+        value = tl.where(large, value << 1, value)
+        odd_end = (value == span - 1) & large
+        bit_span = tl.where(large & ~odd_end, 2, 1).to(tl.int64)
+        # A head that is refilled by the first step is none that the second one leaves low: so it is
+        # known who needs a word before any word is.
+        _, _, late = pop_step(g, bit_span)
+        late = late & ~low
+        needed = (known & (low | late)).to(tl.int32)
+        asked = tl.sum(needed, 0)
+        place = live - asked + tl.cumsum(needed, 0) - needed
+        word = tl.load(words + place, (needed > 0) & (place >= 0), other=0).to(tl.int64) & _LOW
+        live = tl.maximum(live - asked, -1)
+        g, bit, _ = pop_step(tl.where(low, (g << _WORD) | word, g), bit_span)
+        g = tl.where(late, (g << _WORD) | word, g)
+        tl.store(values + row + lane, value + bit, known)
+        h = tl.where(known, g, h)
+        row = tl.where(live < 0, end, row + LANES)
+    tl.store(out_head + i_m * LANES + lane, h)
+    tl.store(out_size + i_m, live)
+
+
+def pop_uniform(messages: Messages, ranges: Tensor, bounds: Tensor) -> tuple[Tensor, Messages]:
+    """Pop numbers that are uniform in [0, range); the mirror image of `push_uniform`.
+
+    Args:
+        messages: Stay as they are.
+        ranges: int64 [n], 1..2**32.
+        bounds: int64 [messages + 1]: whose the numbers are, from 0 to n.
+
+    Returns:
+        The numbers, int64 [n], and what is left; the tail is shared. Where a size is -1, the
+        message's numbers are noise.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    count, lanes, capacity = check_messages(messages)
+    device = messages.head.device
+    check("ranges", ranges, torch.int64, [None], device)
+    check("bounds", bounds, torch.int64, [count + 1], device)
+    values = torch.empty_like(ranges)
+    left = Messages(messages.head.clone(), messages.tail, messages.size.clone())
+    if count:
+        pop_uniform_kernel[(count,)](
+            *messages, ranges, bounds, values, left.head, left.size, capacity,
+            LANES=lanes, num_warps=warps(lanes),
+        )  # fmt: skip
+    return values, left
