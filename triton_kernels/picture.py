@@ -1,0 +1,219 @@
+"""The encoder's first looks for motion: quarter positions, and coarse vectors for each unit.
+
+Nothing here decides what a decoder computes; but equal choices make equal archives, so every step
+is the CPU's, ties included: the first of the best wins, in the order of rows and columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels.checks import check
+
+MARGIN = 32
+UNIT = 16
+MIDDLE, COARSE = 2, 4
+REACH, SPAN, STARTS = 10, 7, 3
+TILE = 256
+
+
+class Picture(NamedTuple):
+    """A luma plane, all its quarter positions and two small copies, from `picture`.
+
+    Attributes:
+        phases: int16 [16, h, w], in quarters of a sample, MARGIN samples continued on each side.
+        middle: int16 [h / 2, w / 2]: means of 2 x 2 samples.
+        coarse: int16 [h / 4, w / 4]: means of 4 x 4.
+    """
+
+    phases: Tensor
+    middle: Tensor
+    coarse: Tensor
+
+
+@triton.jit
+def interpolate_kernel(
+    luma, filters, phases, height, width, tall, wide, drop, MARGIN: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """One program makes TILE samples of one of the sixteen quarter positions; see `picture`.
+
+    Far from the plane a row or a column repeats its edge, so that the filters, which need seven
+    more samples, may stop short of the continued picture's own edge.
+    """
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    phase = tl.program_id(1)
+    known = at < tall * wide
+    tap = tl.arange(0, 8)[None, :]
+    weight = tl.load(filters + phase % 4 * 8 + tap)
+    y = tl.minimum(tl.maximum(at // wide, 3), tall - 5) - 3 - MARGIN
+    x = tl.minimum(tl.maximum(at % wide, 3), wide - 5) - 3 - MARGIN
+    column = tl.minimum(tl.maximum(x[:, None] + tap, 0), width - 1)
+    total = tl.zeros((TILE,), dtype=tl.int32)
+    for i in range(8):
+        row = tl.minimum(tl.maximum(y + i, 0), height - 1) * width
+        samples = tl.load(luma + row[:, None] + column, known[:, None], other=0) >> drop
+        # Two of the six bits of gain are dropped between the filters.
+        line = (tl.sum(weight * samples, 1) + 2) >> 2
+        total += tl.load(filters + phase // 4 * 8 + i) * line
+    value = (total + 128) >> 8
+    tl.store(phases + phase.to(tl.int64) * tall * wide + at, value.to(tl.int16), known)
+
+
+def picture(luma: Tensor, filters: Tensor, drop: int) -> Picture:
+    """Make a plane ready for the search.
+
+    Args:
+        luma: int32 [H, W], centered; at most 2**9 in magnitude once `drop` bits are gone.
+        filters: int32 [4, 8], a filter for each quarter of a sample.
+        drop: Low bits that the search does not look at, 0..7.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another, or `drop` is out of range.
+    """
+    height, width = check("luma", luma, torch.int32, [None, None]).shape
+    check("filters", filters, torch.int32, [4, 8], luma.device)
+    if not (height and width and 0 <= drop <= 7):
+        raise ValueError(f"{height} x {width} samples, {drop} bits dropped: no picture")
+    tall, wide = (-(-size // UNIT) * UNIT + 2 * MARGIN for size in (height, width))
+    phases = torch.empty((16, tall, wide), dtype=torch.int16, device=luma.device)
+    interpolate_kernel[(triton.cdiv(tall * wide, TILE), 16)](
+        luma, filters, phases, height, width, tall, wide, drop, MARGIN=MARGIN, TILE=TILE
+    )
+    whole = phases[0] >> 2
+    folded = whole.view(tall // MIDDLE, MIDDLE, wide // MIDDLE, MIDDLE)
+    middle = folded.sum(dim=(1, 3), dtype=torch.int16)
+    folded = middle.view(tall // COARSE, 2, wide // COARSE, 2)
+    return Picture(phases, middle, folded.sum(dim=(1, 3), dtype=torch.int16) >> 2)
+
+
+@triton.jit
+def differences(current, reference, y, x, v, u, pitch):
+    """Sum |current - reference| over the left and right halves of 4 rows, for each (v, u)."""
+    column = tl.arange(0, 8)[None, :]
+    left, right = tl.zeros_like(v), tl.zeros_like(v)
+    for row in range(4):
+        ours = tl.load(current + (y + row) * pitch + x + column).to(tl.int32)
+        theirs = tl.load(reference + (v + row)[:, None] * pitch + u[:, None] + column)
+        apart = tl.abs(ours - theirs.to(tl.int32))
+        left += tl.sum(tl.where(column < 4, apart, 0), 1)
+        right += tl.sum(tl.where(column < 4, 0, apart), 1)
+    return left, right
+
+
+@triton.jit
+def first_least(value, n):
+    """Return the least of some values at least 0, below 2**31, and the first n that has it."""
+    key = tl.min((value.to(tl.int64) << 32) | n, 0)
+    return (key >> 32).to(tl.int32), (key & 0x7FFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def note(starts, at, dy, dx):
+    """Keep a vector in samples of the middle picture, at most 2047 quarters of a luma sample."""
+    tl.store(starts + at, tl.minimum(tl.maximum(8 * dy, -2047), 2047).to(tl.int16))
+    tl.store(starts + at + 1, tl.minimum(tl.maximum(8 * dx, -2047), 2047).to(tl.int16))
+
+
+@triton.jit
+def coarse_kernel(
+    current, reference, starts, tall, wide, units, MARGIN: tl.constexpr, REACH: tl.constexpr,
+    STARTS: tl.constexpr, TRIES: tl.constexpr,
+):  # fmt: skip
+    """One program finds a unit's vector by the area of 8 x 8 around it; see `first_looks`."""
+    i, j = tl.program_id(0), tl.program_id(1)
+    side: tl.constexpr = 2 * REACH + 1
+    y, x = MARGIN + 4 * i - 2, MARGIN + 4 * j - 2
+    n = tl.arange(0, TRIES)
+    v, u = y - REACH + n // side, x - REACH + n % side
+    inside = (n < side * side) & (v >= 0) & (u >= 0) & (v <= tall - 8) & (u <= wide - 8)
+    v_in, u_in = tl.where(inside, v, 0), tl.where(inside, u, 0)
+    a, b = differences(current, reference, y, x, v_in, u_in, wide)
+    c, d = differences(current, reference, y + 4, x, v_in + 4, u_in, wide)
+    total = a + b + c + d + 8 * (tl.abs(v - y) + tl.abs(u - x))
+    _, best = first_least(tl.where(inside, total, 0x7FFFFFFF), n)
+    at = (i * units + j) * (2 * (1 + STARTS + 4))
+    tl.store(starts + at, (16 * (best // side - REACH)).to(tl.int16))
+    tl.store(starts + at + 1, (16 * (best % side - REACH)).to(tl.int16))
+
+
+@triton.jit
+def middle_kernel(
+    current, reference, hints, starts, tall, wide, units, columns, MARGIN: tl.constexpr,
+    SPAN: tl.constexpr, STARTS: tl.constexpr, TRIES: tl.constexpr,
+):  # fmt: skip
+    """One program finds vectors for a unit and each of its blocks, around the hint."""
+    i, j = tl.program_id(0), tl.program_id(1)
+    side: tl.constexpr = 2 * SPAN + 1
+    far: tl.constexpr = 0x7FFFFFFF
+    y, x = MARGIN + 8 * i, MARGIN + 8 * j
+    hint = hints + 2 * (2 * i * columns + 2 * j)
+    top = y + ((tl.load(hint).to(tl.int32) + 4) >> 3) - SPAN
+    left = x + ((tl.load(hint + 1).to(tl.int32) + 4) >> 3) - SPAN
+    n = tl.arange(0, TRIES)
+    a, b = n // side, n % side
+    v = tl.minimum(tl.maximum(top + a, 0), tall - 8)
+    u = tl.minimum(tl.maximum(left + b, 0), wide - 8)
+    away = 4 * (tl.abs(a - SPAN) + tl.abs(b - SPAN))
+    q0, q1 = differences(current, reference, y, x, v, u, wide)
+    q2, q3 = differences(current, reference, y + 4, x, v + 4, u, wide)
+    known = n < side * side
+    at = (i * units + j) * (2 * (1 + STARTS + 4))
+    for k in tl.static_range(4):
+        part = q0 if k == 0 else (q1 if k == 1 else (q2 if k == 2 else q3))
+        _, best = first_least(tl.where(known, part + away, far), n)
+        at_k = at + 2 * (1 + STARTS + k)
+        note(starts, at_k, top + best // side - y, left + best % side - x)
+    score = tl.where(known, q0 + q1 + q2 + q3 + 5 * away, far)
+    for m in tl.static_range(STARTS):
+        _, best = first_least(score, n)
+        note(starts, at + 2 * (1 + m), top + best // side - y, left + best % side - x)
+        # The next one is the best that is no neighbor.
+        near = (tl.abs(a - best // side) <= 1) & (tl.abs(b - best % side) <= 1)
+        score = tl.where(near, far, score)
+
+
+def first_looks(current: Picture, reference: Picture, hints: Tensor) -> Tensor:
+    """Find vectors from which a search may start.
+
+    Args:
+        current: The frame that is to be predicted.
+        reference: The frame that it is predicted from.
+        hints: int16 [rows, columns, 2], a vector for each block of 8 x 8 samples.
+
+    Returns:
+        int16 [rows of units, columns of units, 8, 2]: from the coarse pictures, three from the
+        middle ones, and one for each block of the unit.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    _, tall, wide = check("phases", current.phases, torch.int16, [16, None, None]).shape
+    device = current.phases.device
+    for name, one in (("current", current), ("reference", reference)):
+        shapes = [16, tall, wide], [tall // 2, wide // 2], [tall // 4, wide // 4]
+        for field, tensor, shape in zip(one._fields, one, shapes, strict=True):
+            check(f"{name}.{field}", tensor, torch.int16, shape, device)
+    rows, columns, _ = check("hints", hints, torch.int16, [None, None, 2], device).shape
+    units = -(-rows // 2), -(-columns // 2)
+    if (units[0] * UNIT + 2 * MARGIN, units[1] * UNIT + 2 * MARGIN) != (tall, wide):
+        raise ValueError(f"hints of {rows} x {columns} blocks are not for {tall} x {wide} samples")
+    starts = torch.zeros((*units, 1 + STARTS + 4, 2), dtype=torch.int16, device=device)
+    coarse_kernel[units](
+        current.coarse, reference.coarse, starts, tall // COARSE, wide // COARSE, units[1],
+        MARGIN=MARGIN // COARSE, REACH=REACH, STARTS=STARTS,
+        TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2),
+    )  # fmt: skip
+    middle_kernel[units](
+        current.middle, reference.middle, hints, starts, tall // MIDDLE, wide // MIDDLE,
+        units[1], columns, MARGIN=MARGIN // MIDDLE, SPAN=SPAN, STARTS=STARTS,
+        TRIES=triton.next_power_of_2((2 * SPAN + 1) ** 2),
+    )  # fmt: skip
+    return starts
