@@ -213,11 +213,12 @@ def blocks(inputs: int, outputs: int, digits: int) -> dict[str, int]:
     Returns:
         BLOCK_M, BLOCK_N and BLOCK_K, and num_warps.
     """
+    columns = min(max(16, triton.next_power_of_2(outputs)), 64)
     return {
         "BLOCK_M": 128,
-        "BLOCK_N": min(max(16, triton.next_power_of_2(outputs)), 64),
+        "BLOCK_N": columns,
         "BLOCK_K": 64 if inputs % 64 == 0 else LEAST_K,
-        "num_warps": 4 if digits == 1 else 8,
+        "num_warps": 4 if columns * digits < 32 else 8,
     }
 
 

@@ -209,7 +209,7 @@ def first_looks(current: Picture, reference: Picture, hints: Tensor) -> Tensor:
     coarse_kernel[units](
         current.coarse, reference.coarse, starts, tall // COARSE, wide // COARSE, units[1],
         MARGIN=MARGIN // COARSE, REACH=REACH, STARTS=STARTS,
-        TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2),
+        TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2), num_warps=8,
     )  # fmt: skip
     middle_kernel[units](
         current.middle, reference.middle, hints, starts, tall // MIDDLE, wide // MIDDLE,

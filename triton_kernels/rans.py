@@ -40,9 +40,6 @@ from triton_kernels.mixture import (
 
 MAX_LANES = 1024
 MAX_PRECISION = 31
-WAYS_BITS = 4
-"""log2 of how many symbols a round of the search looks at; no result depends on it."""
-
 _HEAD_MIN = tl.constexpr(1 << 31)
 _WORD = tl.constexpr(32)
 _LOW = tl.constexpr((1 << 32) - 1)
@@ -217,11 +214,12 @@ def pop_symbols_kernel(
         at = (row + lane) * K
         slot = h & ((tl.full((1,), 1, tl.int64) << precision) - 1)
         z = tl.zeros((LANES,), dtype=tl.int64) + low
-        for n in tl.static_range(ROUNDS):
-            step: tl.constexpr = WAYS_BITS * (ROUNDS - 1 - n)
+        # Loops stay loops: unrolled, all components would sit in registers at once.
+        for n in tl.range(ROUNDS, loop_unroll_factor=1):
+            step = WAYS_BITS * (ROUNDS - 1 - n)
             tried = z[:, None] + (way << step)
             total = tl.zeros((LANES, 1 << WAYS_BITS), dtype=tl.int64)
-            for k in range(K):
+            for k in tl.range(K, loop_unroll_factor=1, disable_licm=True):
                 m, reciprocal, shift, share = component(
                     mean, scale, weight, reciprocals, at + k, known
                 )
@@ -235,7 +233,7 @@ def pop_symbols_kernel(
             z += (tl.sum(below.to(tl.int64), 1) - 1) << step
         left = tl.zeros((LANES,), dtype=tl.int64)
         right = tl.zeros((LANES,), dtype=tl.int64)
-        for k in range(K):
+        for k in tl.range(K, loop_unroll_factor=1, disable_licm=True):
             m, reciprocal, shift, share = component(mean, scale, weight, reciprocals, at + k, known)
             distance = (2 * z - 1) * _HALF - m
             left += share * sigmoid_of(distance, reciprocal, shift, packed)
@@ -287,11 +285,12 @@ def pop_symbols(
     symbols = torch.empty(mean.shape[0], dtype=torch.int32, device=device)
     left = Messages(messages.head.clone(), messages.tail, messages.size.clone())
     span = (support.high - support.low).bit_length()
+    ways = ways_bits(lanes)
     if count:
         pop_symbols_kernel[(count,)](
             *messages, mean, scale, weight, *tables, bounds, symbols, left.head, left.size,
             capacity, *support, LANES=lanes, K=components,
-            ROUNDS=triton.cdiv(span, WAYS_BITS), WAYS_BITS=WAYS_BITS, num_warps=warps(lanes),
+            ROUNDS=triton.cdiv(span, ways), WAYS_BITS=ways, num_warps=warps((lanes << ways) // 4),
         )  # fmt: skip
     return symbols, left
 
@@ -312,5 +311,14 @@ def check_messages(messages: Messages) -> tuple[int, int, int]:
 
 
 def warps(lanes: int) -> int:
-    """Choose how many warps work on a message; no result depends on it."""
-    return min(max(lanes // 32, 1), 8)
+    """Choose how many warps work on so many lanes; no result depends on it."""
+    return min(max(lanes // 32, 1), 16)
+
+
+def ways_bits(lanes: int) -> int:
+    """Choose log2 of how many symbols a round of the search looks at; no result depends on it.
+
+    A row takes as long as its rounds, so that few lanes, which leave the processor idle, should
+    look at many symbols at once.
+    """
+    return 4 if lanes <= 128 else 2 if lanes <= 512 else 1

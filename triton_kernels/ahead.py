@@ -1,0 +1,380 @@
+"""Compile every kernel ahead of time, for GPUs that need not be there, and look at the outcome.
+
+    python -m triton_kernels.ahead
+
+What is compiled is what the launchers launch: each is called with tensors that have no memory, on
+the shapes of the default model, and its launch is kept instead of made. The check fails where a hot
+kernel spills registers, or where a product of bytes has lost its integer tensor-core instruction.
+
+It compiles and reads; it runs nothing, and says nothing of speed or of a driver's own compiler.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from triton_kernels import convolution, coupling, mixture, motion, picture, rans, search, uniform
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+PRODUCTS = {
+    "sm_80": re.compile(r"mma\.sync\.\S*s32\.s8\.s8\.s32"),
+    "sm_90": re.compile(r"wgmma\.mma_async\.\S*s32\.s8\.s8"),
+    "gfx942": re.compile(r"v_mfma_i32_\w+_i8"),
+}
+TYPES = {
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.float32: "*fp32",
+}
+OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
+ALIGNMENT = 16
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as a launcher would make it.
+
+    Attributes:
+        kernel: The function.
+        arguments: By the names of its parameters.
+        options: How it is to be compiled.
+    """
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launch that is compiled.
+
+    Attributes:
+        name: What the table calls it.
+        call: Calls the launcher.
+        hot: It may not spill.
+        multiplies: Its sums of products belong on tensor cores.
+    """
+
+    name: str
+    call: Callable[[], object]
+    hot: bool = True
+    multiplies: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a compiler made of a launch.
+
+    Attributes:
+        registers: Of a thread.
+        spills: Bytes a thread stores away, or for AMD how many registers.
+        shared: Bytes of shared memory of a program.
+        product: The instruction that carries sums of products of bytes; empty where none does.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+    product: str
+
+
+class _Recorder:
+    """Stands in for a kernel and keeps what is launched."""
+
+    def __init__(self, kernel: Any, kept: list[Launch]) -> None:
+        self._kernel, self._kept = kernel, kept
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            options = {name: kwargs.pop(name) for name in OPTIONS & kwargs.keys()}
+            arguments = dict(zip(self._kernel.arg_names, args, strict=False)) | kwargs
+            self._kept.append(Launch(self._kernel, arguments, options))
+
+        return launch
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Keep launches instead of making them."""
+    kept: list[Launch] = []
+    modules: list[ModuleType] = [
+        convolution, coupling, mixture, motion, picture, rans, search, uniform
+    ]  # fmt: skip
+    replaced = [
+        (module, name, value)
+        for module in modules
+        for name, value in vars(module).items()
+        if name.endswith("_kernel")
+    ]
+    for module, name, kernel in replaced:
+        setattr(module, name, _Recorder(kernel, kept))
+    try:
+        yield kept
+    finally:
+        for module, name, kernel in replaced:
+            setattr(module, name, kernel)
+
+
+def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+def _layer(outputs: int, inputs: int, side: int, wide: bool = False) -> convolution.Layer:
+    kind = torch.int16 if wide else torch.int8
+    limits = (-(1 << 15), (1 << 15) - 1) if wide else (0, 127)
+    return convolution.pack(
+        empty(kind, outputs, inputs, side, side), empty(torch.int32, outputs),
+        empty(torch.int8, outputs), limits, META,
+    )  # fmt: skip
+
+
+def _pixels(channels: int, dtype: torch.dtype = torch.int8) -> Tensor:
+    return empty(dtype, 1, 540, 960, channels)
+
+
+def _convolve(outputs: int, inputs: int, side: int, wide: bool = False, add: bool = False) -> None:
+    y = _pixels(outputs, torch.int16 if wide else torch.int8)
+    convolution.convolve(
+        _pixels(inputs), _layer(outputs, inputs, side, wide), y,
+        residual=y if add else None, limits=(0, 127),
+    )  # fmt: skip
+
+
+def _couple() -> None:
+    moved = _pixels(8, torch.int32)
+    linear = _pixels(8, torch.int16)
+    coupling.couple(_pixels(64), _layer(8, 64, 1, wide=True), moved, moved, 8, linear=linear)
+
+
+def _words(count: int) -> Tensor:
+    return empty(torch.int64, count)
+
+
+def _tables() -> mixture.Tables:
+    return mixture.Tables(_words(mixture.TABLE_SIZE), _words(8))
+
+
+def _parameters(count: int, components: int) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(empty(torch.int32, count, components) for _ in range(3))  # type: ignore[return-value]
+
+
+def _intervals(components: int) -> None:
+    mixture.intervals(
+        empty(torch.int32, 1 << 20), *_parameters(1 << 20, components),
+        mixture.Support(-128, 127, 24), _tables(),
+    )  # fmt: skip
+
+
+def _messages(lanes: int) -> rans.Messages:
+    return rans.Messages(
+        empty(torch.int64, 64, lanes), empty(torch.int32, 64, 1 << 20), empty(torch.int32, 64)
+    )
+
+
+def _pop_symbols(lanes: int, bits: int, components: int = 5) -> None:
+    support = mixture.Support(-(1 << (bits - 1)), (1 << (bits - 1)) - 1, 24 + (bits - 8) // 2)
+    rans.pop_symbols(
+        _messages(lanes), *_parameters(1 << 20, components), _words(65), support, _tables()
+    )
+
+
+def _push(lanes: int) -> None:
+    intervals = empty(torch.int32, 1 << 20)
+    rans.push(_messages(lanes), intervals, intervals, empty(torch.int64, 640, 3), _words(65))
+
+
+def _pop(lanes: int) -> None:
+    intervals = empty(torch.int32, 64, lanes)
+    rans.pop(_messages(lanes), intervals, intervals, 15)
+
+
+def _push_uniform(lanes: int) -> None:
+    uniform.push_uniform(_messages(lanes), _words(1 << 20), _words(1 << 20), _words(65))
+
+
+def _pop_uniform(lanes: int) -> None:
+    uniform.pop_uniform(_messages(lanes), _words(1 << 20), _words(65))
+
+
+def _compensate() -> None:
+    motion.compensate(
+        empty(torch.int32, 1, 1080, 1920), empty(torch.int16, 135, 240, 2),
+        empty(torch.int32, 16, 8), (1080, 1920), -128, 127,
+    )  # fmt: skip
+
+
+def _search() -> None:
+    filters, hints = empty(torch.int32, 4, 8), empty(torch.int16, 135, 240, 2)
+    one, two = (picture.picture(empty(torch.int32, 1080, 1920), filters, 0) for _ in range(2))
+    prices = search.Prices(
+        empty(torch.float32, search.RATES),
+        empty(torch.float32, search.CONTEXTS, 2),
+        empty(torch.float32, 10, 24),
+    )
+    search.search(one, two, hints, prices)
+
+
+CASES = [
+    Case("conv 3x3 16>64", lambda: _convolve(64, 16, 3), multiplies=True),
+    Case("conv 3x3 64>64 +", lambda: _convolve(64, 64, 3, add=True), multiplies=True),
+    Case("conv 3x3 80>64 +", lambda: _convolve(64, 80, 3, add=True), multiplies=True),
+    Case("conv 3x3 32>32 +", lambda: _convolve(32, 32, 3, add=True), multiplies=True),
+    Case("conv 3x3 48>32 +", lambda: _convolve(32, 48, 3, add=True), multiplies=True),
+    Case("conv 3x3 64>48 +", lambda: _convolve(48, 64, 3, add=True), multiplies=True),
+    Case("head 1x1 80>12", lambda: _convolve(12, 80, 1, wide=True), multiplies=True),
+    Case("head 1x1 48>15", lambda: _convolve(15, 48, 1, wide=True), multiplies=True),
+    Case(
+        "depthwise 3x3 64",
+        lambda: convolution.convolve_depthwise(_pixels(64), _layer(64, 1, 3), _pixels(64)),
+    ),
+    Case("couple 1x1 64>8", _couple, multiplies=True),
+    Case("affine", lambda: coupling.affine(*(_words(1 << 20) for _ in range(4)), 16)),
+    Case(
+        "piecewise, 8 knots",
+        lambda: coupling.piecewise(
+            _words(1 << 20), *(empty(torch.int64, 1 << 20, 8) for _ in range(2)), _words(1 << 20)
+        ),
+    ),
+    Case("intervals, K 4", lambda: _intervals(4)),
+    Case("intervals, K 5", lambda: _intervals(5)),
+    Case("push, 64 lanes", lambda: _push(64)),
+    Case("push, 1024 lanes", lambda: _push(1024)),
+    Case("pop, 64 lanes", lambda: _pop(64)),
+    Case("pop symbols, 64, 8 bits", lambda: _pop_symbols(64, 8)),
+    Case("pop symbols, 256, 8 bits", lambda: _pop_symbols(256, 8)),
+    Case("pop symbols, 1024, 8 bits", lambda: _pop_symbols(1024, 8)),
+    Case("pop symbols, 64, 16 bits", lambda: _pop_symbols(64, 16)),
+    Case("push uniform, 64", lambda: _push_uniform(64)),
+    Case("pop uniform, 64", lambda: _pop_uniform(64)),
+    Case("compensate", _compensate),
+    Case("search", _search, hot=False),
+]
+"""Every kernel, as the default model's shapes launch it; `search` launches four."""
+
+
+def launches(case: Case) -> dict[str, Launch]:
+    """What a case launches, the first launch of each kernel, by the kernel's name."""
+    with recorded() as kept:
+        case.call()
+    found: dict[str, Launch] = {}
+    for launch in kept:
+        found.setdefault(launch.kernel.fn.__name__, launch)
+    return found
+
+
+def compile_launch(launch: Launch, target: str) -> Outcome:
+    """Compile a launch for one of TARGETS and read what came out."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+            continue
+        if isinstance(value, Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+            aligned = True
+        else:
+            signature[parameter.name] = "i32"
+            aligned = value % ALIGNMENT == 0
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = {"enable_fp_fusion": False, **launch.options}
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    text = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
+    product = PRODUCTS[target].search(text)
+    registers, spills = _of_ptxas(text, target) if "ptx" in compiled.asm else _of_amd(text)
+    return Outcome(registers, spills, compiled.metadata.shared, product[0] if product else "")
+
+
+def _of_ptxas(text: str, target: str) -> tuple[int, int]:
+    """Registers and spilled bytes of a thread, by the assembler that Triton would call."""
+    arch = re.search(r"^\.target (\w+)", text, re.MULTILINE)
+    assert arch is not None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.ptx"
+        file.write_text(text)
+        run = subprocess.run(
+            [get_ptxas(TARGETS[target].arch).path, "-v", "--fmad=false", "--regAllocOptLevel=2",
+             f"--gpu-name={arch[1]}", str(file), "-o", str(file.with_suffix(".cubin"))],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    said = run.stderr + run.stdout
+    used = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", said)]
+    return max(used), sum(spilled)
+
+
+def _of_amd(text: str) -> tuple[int, int]:
+    """Vector registers, and how many of them are spilled to memory.
+
+    Scalar ones that do not fit are kept in a vector register's lanes.
+    """
+    found = dict(re.findall(r"\.(vgpr_(?:spill_)?count):\s+(\d+)", text))
+    return int(found["vgpr_count"]), int(found["vgpr_spill_count"])
+
+
+def faults(case: Case, outcome: Outcome) -> list[str]:
+    """What is wrong with an outcome."""
+    found = []
+    if case.hot and outcome.spills:
+        found.append("spills")
+    if case.multiplies and not outcome.product:
+        found.append("no integer tensor-core instruction")
+    return found
+
+
+def main() -> int:
+    """Print the table; return 1 where a kernel has a fault. Arguments pick cases by their names."""
+    wrong = 0
+    chosen = [c for c in CASES if not sys.argv[1:] or any(word in c.name for word in sys.argv[1:])]
+    print(f"triton {triton.__version__}; compiled ahead of time, nothing was run on a GPU")
+    row = "{:<34} {:<7} {:>9} {:>6} {:>7}  {}"
+    print(row.format("kernel", "target", "registers", "spills", "shared", "product"))
+    for case in chosen:
+        for name, launch in launches(case).items():
+            label = case.name if case.name != "search" else name
+            for target in TARGETS:
+                outcome = compile_launch(launch, target)
+                bad = faults(case, outcome)
+                wrong += bool(bad)
+                note = " ".join([outcome.product, *(f"FAULT: {fault}" for fault in bad)])
+                print(
+                    row.format(
+                        label, target, outcome.registers, outcome.spills, outcome.shared, note
+                    ).rstrip(),
+                    flush=True,
+                )
+    if wrong:
+        print(f"{wrong} faults", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
