@@ -21,7 +21,7 @@ OTHERS := $(filter-out $(NATURAL),$(wildcard $(BENCH)/*.* $(BENCH)/*/*.*))
 CLIPS ?= $(or $(strip $(NATURAL) $(OTHERS)),examples/clip.mkv)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format golden bench clean
+.PHONY: help install demo test test-all lint format golden bench kernels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or later was not found" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[bench,dev]'
+		-c constraints.txt -e '.[bench,dev,gpu]'
 	@touch $@
 
 install: $(STAMP) ## Make .venv with the pinned dependencies
@@ -60,6 +60,9 @@ golden: $(STAMP) ## Write the golden archives that are missing (never rewrites o
 bench: $(STAMP) ## Compare with classical codecs on CLIPS (slow); write docs/benchmarks.md
 	$(BIN)/python -m flowarchive bench $(CLIPS) --force \
 		--markdown docs/benchmarks.md --plot docs/benchmarks.png
+
+kernels: $(STAMP) ## Compile every kernel for three GPUs, none of them needed (minutes)
+	$(BIN)/python -m triton_kernels.ahead
 
 clean: ## Remove caches and built files (.venv stays)
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

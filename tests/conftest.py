@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Kernels run in Triton's interpreter, which has to be known before the first one is imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
 # The machines are shared: no test fails for being slow, and a run repeats exactly unless asked.
 settings.register_profile(
     "house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -175,6 +175,16 @@ def _words(count: int) -> Tensor:
     return empty(torch.int64, count)
 
 
+def _affine() -> None:
+    numbers = _words(1 << 20)
+    coupling.affine(numbers, numbers, numbers, numbers, 16)
+
+
+def _piecewise() -> None:
+    numbers, knots = _words(1 << 20), empty(torch.int64, 1 << 20, 8)
+    coupling.piecewise(numbers, knots, knots, numbers)
+
+
 def _tables() -> mixture.Tables:
     return mixture.Tables(_words(mixture.TABLE_SIZE), _words(8))
 
@@ -253,13 +263,8 @@ CASES = [
         lambda: convolution.convolve_depthwise(_pixels(64), _layer(64, 1, 3), _pixels(64)),
     ),
     Case("couple 1x1 64>8", _couple, multiplies=True),
-    Case("affine", lambda: coupling.affine(*(_words(1 << 20) for _ in range(4)), 16)),
-    Case(
-        "piecewise, 8 knots",
-        lambda: coupling.piecewise(
-            _words(1 << 20), *(empty(torch.int64, 1 << 20, 8) for _ in range(2)), _words(1 << 20)
-        ),
-    ),
+    Case("affine", _affine),
+    Case("piecewise, 8 knots", _piecewise),
     Case("intervals, K 4", lambda: _intervals(4)),
     Case("intervals, K 5", lambda: _intervals(5)),
     Case("push, 64 lanes", lambda: _push(64)),

@@ -114,7 +114,7 @@ def tap_offset(tap, side: tl.constexpr):
 @triton.jit
 def sums(
     x, weight, place, pitch, height, width, positions,
-    I: tl.constexpr, O: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Sum the products of BLOCK_M positions, int32 [BLOCK_M, BLOCK_N]."""
@@ -129,18 +129,18 @@ def sums(
         inside = (place < positions) & (row + down >= 0) & (row + down < height)
         inside = inside & (column + right >= 0) & (column + right < width)
         source = (place + down * width + right) * pitch
-        for first in tl.static_range(0, I, BLOCK_K):
+        for first in tl.static_range(0, INPUTS, BLOCK_K):
             k = first + o_k
             a = tl.load(
-                x + source[:, None] + k[None, :], inside[:, None] & (k < I)[None, :], other=0
+                x + source[:, None] + k[None, :], inside[:, None] & (k < INPUTS)[None, :], other=0
             )
             # [BLOCK_K, BLOCK_N] whose columns lie in memory as they are multiplied.
-            at = weight + o_n[None, :] * (SIDE * SIDE * I) + tap * I + k[:, None]
-            known = (k < I)[:, None] & (o_n < O)[None, :]
+            at = weight + o_n[None, :] * (SIDE * SIDE * INPUTS) + tap * INPUTS + k[:, None]
+            known = (k < INPUTS)[:, None] & (o_n < OUTPUTS)[None, :]
             if WIDE:
                 b = tl.load(at, known, other=0)
                 high = tl.dot(a, b, high, out_dtype=tl.int32)
-                at += O * SIDE * SIDE * I
+                at += OUTPUTS * SIDE * SIDE * INPUTS
             b = tl.load(at, known, other=0)
             total = tl.dot(a, b, total, out_dtype=tl.int32)
     if WIDE:
@@ -152,7 +152,7 @@ def sums(
 def convolution_kernel(
     x, weight, bias, shift, table, residual, y, x_pitch, residual_pitch, y_pitch,
     height, width, positions, low, high, least, most,
-    I: tl.constexpr, O: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr,
     LOOK_UP: tl.constexpr, ADD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -161,9 +161,9 @@ def convolution_kernel(
     o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = sums(
         x, weight, o_m, x_pitch, height, width, positions,
-        I, O, SIDE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
+        INPUTS, OUTPUTS, SIDE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    channel = o_n < O
+    channel = o_n < OUTPUTS
     total += tl.load(bias + o_n, channel, other=0)[None, :]
     value = requantize(total, tl.load(shift + o_n, channel, other=0)[None, :], low, high)
     if LOOK_UP:
@@ -295,7 +295,7 @@ def convolve(
         layer.bias if table is None else table, x if residual is None else residual, y,
         pitches[0], pitch, pitches[1], x.shape[1], x.shape[2], positions,
         layer.low, layer.high, *limits,
-        I=inputs, O=outputs, SIDE=layer.side, WIDE=digits == 2,
+        INPUTS=inputs, OUTPUTS=outputs, SIDE=layer.side, WIDE=digits == 2,
         LOOK_UP=table is not None, ADD=residual is not None, **tile,
     )  # fmt: skip
     return y

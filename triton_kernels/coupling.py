@@ -34,7 +34,7 @@ def couple_kernel(
     x, weight, bias, shift, linear, mask, moved, y,
     x_pitch, linear_pitch, mask_pitch, moved_pitch, y_pitch,
     height, width, positions, low, high, drop, sign,
-    I: tl.constexpr, O: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr,
     ADD: tl.constexpr, MASK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -43,9 +43,9 @@ def couple_kernel(
     o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = sums(
         x, weight, o_m, x_pitch, height, width, positions,
-        I, O, SIDE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
+        INPUTS, OUTPUTS, SIDE, WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    channel = o_n < O
+    channel = o_n < OUTPUTS
     known = (o_m < positions)[:, None] & channel[None, :]
     total += tl.load(bias + o_n, channel, other=0)[None, :]
     t = requantize(total, tl.load(shift + o_n, channel, other=0)[None, :], low, high)
@@ -113,7 +113,7 @@ def couple(
         moved if linear is None else linear, moved if mask is None else mask, moved, y,
         pitch, linear_pitch, mask_pitch, moved_pitch, y_pitch,
         x.shape[1], x.shape[2], positions, layer.low, layer.high, fraction, -1 if inverse else 1,
-        I=inputs, O=outputs, SIDE=layer.side, WIDE=digits == 2,
+        INPUTS=inputs, OUTPUTS=outputs, SIDE=layer.side, WIDE=digits == 2,
         ADD=linear is not None, MASK=mask is not None, **tile,
     )  # fmt: skip
     return y

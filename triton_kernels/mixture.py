@@ -1,9 +1,9 @@
 """The cumulative of a discretized logistic mixture, in integers: intervals of given symbols.
 
-With N = high - low + 1 symbols and S the weighted sum of the components' sigmoids at the left edge
-of z, scaled to 2**36:
+With N = high - low + 1 symbols, total = 2**precision, and S the weighted sum of the components'
+sigmoids at the left edge of z, scaled to 2**36:
 
-    C(low) = 0,   C(z) = ((S >> 6) * (2**precision - N) >> 30) + z - low,   C(high + 1) = 2**precision
+    C(low) = 0,   C(z) = ((S >> 6) * (total - N) >> 30) + z - low,   C(high + 1) = total
 
 The sigmoid is a frozen table with integer interpolation. 64 signed bits hold every step: a distance
 is below 2**32, times a reciprocal at most 2**56; S is at most 2**36, and its product below 2**61.

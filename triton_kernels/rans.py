@@ -80,9 +80,7 @@ def refill(head, tail, size, low):
 
 
 @triton.jit
-def push_kernel(
-    head, tail, size, start, freq, segments, bounds, capacity, LANES: tl.constexpr
-):
+def push_kernel(head, tail, size, start, freq, segments, bounds, capacity, LANES: tl.constexpr):
     """One program pushes the segments of one message, the last one first; see `push`."""
     i_m = tl.program_id(0)
     lane = tl.arange(0, LANES)
@@ -110,9 +108,7 @@ def push_kernel(
     tl.store(size + i_m, live)
 
 
-def push(
-    messages: Messages, start: Tensor, freq: Tensor, segments: Tensor, bounds: Tensor
-) -> None:
+def push(messages: Messages, start: Tensor, freq: Tensor, segments: Tensor, bounds: Tensor) -> None:
     """Push intervals onto messages, in place, so that a pop meets each message's first one first.
 
     Args:

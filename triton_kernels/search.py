@@ -196,7 +196,7 @@ def differs(field, i, j, rows, columns):
     """Whether the blocks of the unit at (i, j) have more than one vector, 0 or 1."""
     fy, fx = vector(field, i, j, columns)
     apart = 0
-    for k in tl.static_range(1, 4):
+    for k in range(1, 4):
         r, c = i + k // 2, j + k % 2
         if (r < rows) & (c < columns):
             ny, nx = vector(field, r, c, columns)
@@ -234,7 +234,7 @@ def try_unit(
     k = tl.arange(0, 4)
     ty, tx = tl.where(known, dy, 0), tl.where(known, dx, 0)
     total = vector_bits(ty, tx, near, bits, magnitudes)
-    for block in tl.static_range(4):
+    for block in range(4):
         r, c = i + block // 2, j + block % 2
         if (r < rows) & (c < columns):
             part = block_bits(
@@ -311,13 +311,14 @@ def search_kernel(
         whole = best + tl.load(bits + 2 * context + 1)
         total = tl.load(bits + 2 * context).to(tl.float64)
         # Its blocks one by one, each seeing what became of those before.
-        for k in tl.static_range(4):
-            r, c = i + k // 2, j + k % 2
+        for block in range(4):
+            r, c = i + block // 2, j + block % 2
             if (r < rows) & (c < columns):
                 cost = choose_block(
                     current, phases, hints, rates, bits, magnitudes, field, r, c, columns,
                     tall, wide, MARGIN, by, bx,
-                    pick(chosen_y, tl.arange(0, 4), k), pick(chosen_x, tl.arange(0, 4), k),
+                    pick(chosen_y, tl.arange(0, 4), block),
+                    pick(chosen_x, tl.arange(0, 4), block),
                 )  # fmt: skip
                 total += cost
         if total >= whole:
@@ -329,8 +330,11 @@ def choose_block(
     current, phases, hints, rates, bits, magnitudes, field, r, c, columns, tall, wide,
     margin, wy, wx, fy, fx,
 ):  # fmt: skip
-    """Give a block a vector of its own, of the best around its own first, the unit's, and those
-    around it; return its bits."""
+    """Give a block the best vector around its own first, the unit's, and its neighbors'.
+
+    Returns:
+        What it costs, in bits.
+    """
     near = look_around(field, hints, r, c, columns, bits, 1)
     m = tl.arange(0, 8)
     dy, dx = tl.where(m == 0, fy, wy), tl.where(m == 0, fx, wx)

@@ -1,0 +1,58 @@
+"""Kernels compile ahead of time, and the check of what comes out would see what it is there for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from triton_kernels import ahead
+
+FINE = ahead.Outcome(registers=90, spills=0, shared=1024, product="mma.sync.s32.s8.s8.s32")
+HOT = ahead.Case("hot", lambda: None, multiplies=True)
+
+
+def test_faults_are_found():
+    assert ahead.faults(HOT, FINE) == []
+    assert ahead.faults(HOT, ahead.Outcome(255, 8, 0, FINE.product)) == ["spills"]
+    assert len(ahead.faults(HOT, ahead.Outcome(90, 0, 0, ""))) == 1
+    assert ahead.faults(ahead.Case("cold", lambda: None, hot=False), FINE) == []
+
+
+def test_other_products_are_none():
+    """Floats on tensor cores, and bytes multiplied beside them, do not pass for what is wanted."""
+    for text in ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "dp4a.s32.s32", "imad"):
+        assert not any(pattern.search(text) for pattern in ahead.PRODUCTS.values())
+
+
+@pytest.mark.parametrize("case", ahead.CASES, ids=lambda case: case.name)
+def test_every_case_launches(case):
+    """What is compiled is what the launchers launch, with all their parameters."""
+    for launch in ahead.launches(case).values():
+        assert set(launch.kernel.arg_names) == set(launch.arguments)
+
+
+def test_every_kernel_is_a_case():
+    every = {launch for case in ahead.CASES for launch in ahead.launches(case)}
+    with ahead.recorded():
+        modules = (
+            ahead.convolution, ahead.coupling, ahead.mixture, ahead.motion, ahead.picture,
+            ahead.rans, ahead.search, ahead.uniform,
+        )  # fmt: skip
+        names = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    assert every == names
+
+
+def test_a_network_layer_keeps_its_tensor_cores(root):
+    """The compilers themselves, for all targets; `make kernels` compiles the rest."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-m", "triton_kernels.ahead", "80>64"],
+        cwd=root, env={**env, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = [line.split() for line in run.stdout.splitlines() if line.startswith("conv")]
+    assert [row[4] for row in rows] == list(ahead.TARGETS)
+    assert ["mma" in row[-1] or "mfma" in row[-1] for row in rows] == [True] * 3
