@@ -1,5 +1,6 @@
-"""Room for GPU kernels: a leaf package that may import torch and triton, never flowarchive.
+"""The hot operations as GPU kernels: a leaf that imports torch and triton, never flowarchive.
 
-There is no kernel here yet; every archive is packed and unpacked on the CPU. The CPU path in
-`flowarchive` is the definition, and a kernel that moves in must equal it bit for bit.
+The CPU path in `flowarchive` is the definition, and a kernel equals it bit for bit. One file an
+operation: device helpers, kernels, launchers; docs/kernels.md has the list, and what has been shown
+of them without a GPU.
 """

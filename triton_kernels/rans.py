@@ -286,7 +286,8 @@ def pop_symbols(
         pop_symbols_kernel[(count,)](
             *messages, mean, scale, weight, *tables, bounds, symbols, left.head, left.size,
             capacity, *support, LANES=lanes, K=components,
-            ROUNDS=triton.cdiv(span, ways), WAYS_BITS=ways, num_warps=warps((lanes << ways) // 4),
+            ROUNDS=triton.cdiv(span, ways), WAYS_BITS=ways,
+            num_warps=warps((lanes << ways) // 4, 16),
         )  # fmt: skip
     return symbols, left
 
@@ -306,9 +307,9 @@ def check_messages(messages: Messages) -> tuple[int, int, int]:
     return count, lanes, tail.shape[1]
 
 
-def warps(lanes: int) -> int:
+def warps(lanes: int, most: int = 8) -> int:
     """Choose how many warps work on so many lanes; no result depends on it."""
-    return min(max(lanes // 32, 1), 16)
+    return min(max(lanes // 32, 1), most)
 
 
 def ways_bits(lanes: int) -> int:
