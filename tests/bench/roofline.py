@@ -96,10 +96,9 @@ def count_layer(work: Work, positions: int, weight: tuple[int, ...], digits: int
 
 def count_net(work: Work, net: PhaseNet, positions: int) -> None:
     """Add the layers of one level."""
-    for layer in (net.begin, *net.blocks, *net.updates):
-        count_layer(work, positions, tuple(layer.weight.shape), 1, 1)
-    for head in net.heads:
-        count_layer(work, positions, tuple(head.weight.shape), 2, 2)
+    for name, weight in net.shape.weights().items():
+        wide = name.startswith("heads")
+        count_layer(work, positions, weight, 2 if wide else 1, 2 if wide else 1)
 
 
 def count_frame(model: VideoModel, kind: str) -> dict[str, Work]:
@@ -107,7 +106,7 @@ def count_frame(model: VideoModel, kind: str) -> dict[str, Work]:
     networks, intervals, motion = Work(), Work(), Work()
     components = features.INTER_ANCHORS if kind == "inter" else features.INTRA_ANCHORS
     for part, (count, height, width) in PLANES.items():
-        nets = model._levels(f"{kind}_{part}")
+        nets = model.nets[f"{kind}_{part}"]
         for level in range(lattice.level_count((height, width))):
             h, w = -(-height >> level), -(-width >> level)
             positions = count * ((h + 1) // 2) * ((w + 1) // 2)
