@@ -291,13 +291,24 @@ def _pop_uniform_rows(
 def _unsigned(
     name: str, values: ArrayLike, most: int, dtype: type[np.uint32] | type[np.uint64]
 ) -> NDArray[Any]:
-    """Check that `values` are integers [n] in [0, most] and give them as a contiguous `dtype`."""
+    """Give integers [n] as a contiguous `dtype`; others than that have to be in [0, most]."""
     array = np.asarray(values)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise ValueError(f"{name} must be integers [n], not {array.dtype} {list(array.shape)}")
-    if array.size and not (array.min() >= 0 and array.max() <= most):
+    if array.dtype != dtype and array.size and not (array.min() >= 0 and array.max() <= most):
         raise InvalidInterval(f"{name} leaves [0, {most}]")
     return np.ascontiguousarray(array, dtype=dtype)
+
+
+@compiled
+def _are_intervals(start: NDArray[np.uint32], freq: NDArray[np.uint32], total: int) -> bool:
+    """Whether 1 <= freq and start + freq <= total, for every element."""
+    end = least = np.uint64(total)
+    most = np.uint64(0)
+    for i in range(start.size):
+        least = min(least, np.uint64(freq[i]))
+        most = max(most, np.uint64(start[i]) + np.uint64(freq[i]))
+    return bool(least > 0 and most <= end)
 
 
 def _check_intervals(
@@ -309,8 +320,7 @@ def _check_intervals(
     freqs = _unsigned("freq", freq, total, np.uint32)
     if starts.shape != freqs.shape:
         raise ValueError(f"start is {list(starts.shape)}, freq {list(freqs.shape)}")
-    # start + freq <= 2**32 - 1, so that the sum does not wrap.
-    if freqs.size and not (freqs.min() >= 1 and (starts + freqs).max() <= total):
+    if not _are_intervals(starts, freqs, total):
         raise InvalidInterval(f"an interval is empty or leaves [0, 2**{precision})")
     return starts, freqs
 

@@ -41,7 +41,7 @@ _PTS_NONE, _PTS_ALL, _PTS_SOME, _PTS_EVEN = 0, 1, 2, 3
 # Set beside the kind of timestamps where these follow.
 _TABLES = 4
 _ACCOUNT = 8
-_HOPE = 2  # how much smaller the slow compressor may make what the quick one made
+_HOPE = 1.5  # how much smaller the slow compressor may make what the quick one made
 # Second differences of 64-bit numbers have 66 bits with their sign; ten groups of seven hold them.
 _VARINT_BYTES = 10
 # A zstd block is at least 4 bytes and holds at most 128 KiB.

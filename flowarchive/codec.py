@@ -11,6 +11,7 @@ so that whatever the walk learns from symbols it learns alike on both sides.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -104,21 +105,40 @@ class Intervals(NamedTuple):
         account.integer(frame, message.bits, self.ideal)
 
 
+class _Sought(NamedTuple):
+    """Intervals that another thread finds."""
+
+    found: Future[Intervals]
+
+    def push(self, message: Message, account: Account, frame: int) -> None:
+        """Push them; see `Step`."""
+        self.found.result().push(message, account, frame)
+
+
+def _intervals(model: Any, symbols: Int32, *parameters: Any) -> Intervals:
+    start, freq = model.interval(symbols, *parameters)
+    return Intervals(start, freq, model.precision)
+
+
 class Recorder:
     """The encoder's end.
 
     Attributes:
         frame: Number of the frame that is being coded, for the account.
+        executor: Finds intervals while the walk goes on; None for at once.
     """
 
     def __init__(self) -> None:
         self.frame = 0
+        self.executor: Executor | None = None
         self._kept: list[tuple[Step, int]] = []
 
     def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
         """Keep the symbols' intervals; see `Coder`."""
-        start, freq = model.interval(symbols, *parameters)
-        self._keep(Intervals(start, freq, model.precision))
+        if self.executor is None:
+            self._keep(_intervals(model, symbols, *parameters))
+        else:
+            self._keep(_Sought(self.executor.submit(_intervals, model, symbols, *parameters)))
         return symbols
 
     def phase(

@@ -73,7 +73,7 @@ def intra(
         plane: Bordered planes in quarters, int32 [N, h + 2 * BORDER, w + 2 * BORDER].
         luma: For chroma, luma brought to the same grid, [N / 2, ...]; planes 2n and 2n + 1 belong
             to luma n.
-        last: The first anchor of the phase before, int32 [N, gh, gw]; anything for the first.
+        last: The anchors of the phase before, int32 [N, gh, gw, K]; anything for the first.
         phase: 0, 1, 2 of lattice.PHASES.
         shift: Low bits the channels do not see.
 
@@ -189,12 +189,13 @@ def _intra(
     anchors: Int32,
 ) -> None:
     count, gh, gw, _ = anchors.shape
+    channels, out = seen.shape[3], seen.reshape(-1)
     for n in range(count):
         p = planes[n]
         g = lumas[n >> 1] if chroma else lumas[n]
         for i in range(gh):
             for j in range(gw):
-                out = seen[n, i + 1, j + 1]
+                to = (((n * (gh + 2) + i + 1) * (gw + 2)) + j + 1) * channels
                 at = (BORDER + 2 * i + row) * columns + BORDER + 2 * j + column
                 x0, x1, x2, x3 = (
                     np.int64(p[at + near[0]]),
@@ -208,17 +209,17 @@ def _intra(
                 anchors[n, i, j, 1] = (x0 + x3) << (_ANCHOR_SHIFT - 1)
                 anchors[n, i, j, 2] = (x1 + x2) << (_ANCHOR_SHIFT - 1)
                 anchors[n, i, j, 3] = mean << _ANCHOR_SHIFT
-                out[0] = _difference(x0 - mean, shift)
-                out[1] = _difference(x1 - mean, shift)
-                out[2] = _difference(x2 - mean, shift)
-                out[3] = _difference(x3 - mean, shift)
+                out[to + 0] = _difference(x0 - mean, shift)
+                out[to + 1] = _difference(x1 - mean, shift)
+                out[to + 2] = _difference(x2 - mean, shift)
+                out[to + 3] = _difference(x3 - mean, shift)
                 if phase == 0:
                     for k in range(8):
-                        out[4 + k] = _difference(p[at + far[k]] - mean, shift)
-                    out[12] = _log(spread, shift, table)
-                    out[13] = _log(x0 - x3, shift, table)
-                    out[14] = _log(x1 - x2, shift, table)
-                    out[15] = _difference(mean >> 3, shift)
+                        out[to + 4 + k] = _difference(p[at + far[k]] - mean, shift)
+                    out[to + 12] = _log(spread, shift, table)
+                    out[to + 13] = _log(x0 - x3, shift, table)
+                    out[to + 14] = _log(x1 - x2, shift, table)
+                    out[to + 15] = _difference(mean >> 3, shift)
                     if chroma:
                         here = np.int64(g[at])
                         total = np.int64(0)
@@ -227,39 +228,39 @@ def _intra(
                             difference = g[at + near[k]] - here
                             total += difference
                             slope += abs(difference)
-                            out[17 + k] = _difference(difference, shift)
-                            out[21 + k] = _difference(g[at + cross[k]] - here, shift)
-                        out[16] = _difference(-(total >> 2), shift)
-                        out[25] = _log(total >> 2, shift, table)
-                        out[26] = _log(slope >> 2, shift, table)
-                        out[27] = _difference(here >> 3, shift)
-                        out[28] = _difference(g[at - 2 * columns] - here, shift)
-                        out[29] = _difference(g[at - 2] - here, shift)
-                        out[30] = _difference(g[at + 2] - here, shift)
-                        out[31] = _difference(g[at + 2 * columns] - here, shift)
+                            out[to + 17 + k] = _difference(difference, shift)
+                            out[to + 21 + k] = _difference(g[at + cross[k]] - here, shift)
+                        out[to + 16] = _difference(-(total >> 2), shift)
+                        out[to + 25] = _log(total >> 2, shift, table)
+                        out[to + 26] = _log(slope >> 2, shift, table)
+                        out[to + 27] = _difference(here >> 3, shift)
+                        out[to + 28] = _difference(g[at - 2 * columns] - here, shift)
+                        out[to + 29] = _difference(g[at - 2] - here, shift)
+                        out[to + 30] = _difference(g[at + 2] - here, shift)
+                        out[to + 31] = _difference(g[at + 2 * columns] - here, shift)
                     continue
                 # The newest sample on this grid position: d for c, c for b.
                 newest = at + 1 if phase == 1 else at + columns - 1
-                new = np.int64(p[newest]) - (last[n, i, j] >> _ANCHOR_SHIFT)
+                new = np.int64(p[newest]) - (last[n, i, j, 0] >> _ANCHOR_SHIFT)
                 if chroma:
                     here = np.int64(g[at])
                     total = np.int64(0)
                     for k in range(4):
                         difference = g[at + near[k]] - here
                         total += difference
-                        out[4 + k] = _difference(p[at + far[k]] - mean, shift)
-                        out[10 + k] = _difference(difference, shift)
-                    out[8] = _difference(new, shift)
-                    out[9] = _difference(-(total >> 2), shift)
-                    out[14] = _log(spread, shift, table)
-                    out[15] = _log(total >> 2, shift, table)
+                        out[to + 4 + k] = _difference(p[at + far[k]] - mean, shift)
+                        out[to + 10 + k] = _difference(difference, shift)
+                    out[to + 8] = _difference(new, shift)
+                    out[to + 9] = _difference(-(total >> 2), shift)
+                    out[to + 14] = _log(spread, shift, table)
+                    out[to + 15] = _log(total >> 2, shift, table)
                 else:
                     for k in range(8):
-                        out[4 + k] = _difference(p[at + far[k]] - mean, shift)
-                    out[12] = _difference(new, shift)
-                    out[13] = _log(spread, shift, table)
-                    out[14] = _log(x0 - x3, shift, table)
-                    out[15] = _log(x1 - x2, shift, table)
+                        out[to + 4 + k] = _difference(p[at + far[k]] - mean, shift)
+                    out[to + 12] = _difference(new, shift)
+                    out[to + 13] = _log(spread, shift, table)
+                    out[to + 14] = _log(x0 - x3, shift, table)
+                    out[to + 15] = _log(x1 - x2, shift, table)
 
 
 @compiled
@@ -286,13 +287,14 @@ def _inter(
     anchors: Int32,
 ) -> None:
     count, gh, gw, _ = anchors.shape
+    channels, out = seen.shape[3], seen.reshape(-1)
     for n in range(count):
         p, r, q = planes[n], firsts[n], seconds[n]
         m = n >> 1 if chroma else n
         g, gr, gq = lumas[m], luma_firsts[m], luma_seconds[m]
         for i in range(gh):
             for j in range(gw):
-                out = seen[n, i + 1, j + 1]
+                to = (((n * (gh + 2) + i + 1) * (gw + 2)) + j + 1) * channels
                 at = (BORDER + 2 * i + row) * columns + BORDER + 2 * j + column
                 total = np.int64(0)
                 total_r = np.int64(0)
@@ -313,7 +315,7 @@ def _inter(
                 for k in range(4):
                     difference = p[at + near[k]] - mean
                     spread += abs(difference)
-                    out[k] = _difference(difference, shift)
+                    out[to + k] = _difference(difference, shift)
                 spread >>= 2
                 here_r = np.int64(r[at])
                 here_q = np.int64(q[at])
@@ -327,7 +329,7 @@ def _inter(
                 step_r = here_r - mean
                 step_q = here_q - mean
                 step_a = prediction - mean
-                out[4] = _difference(step_r, shift)
+                out[to + 4] = _difference(step_r, shift)
                 light = np.int64(0)
                 light_q = np.int64(0)
                 detail = np.int64(0)
@@ -338,57 +340,57 @@ def _inter(
                         detail += g[at + near[k]]
                     detail = g[at] - (detail >> 2)
                 if phase == 0:
-                    out[5] = _difference(step_q, shift)
+                    out[to + 5] = _difference(step_q, shift)
                     for k in range(4):
                         x = np.int64(p[at + near[k]])
-                        out[6 + k] = _difference(x - r[at + near[k]], shift)
+                        out[to + 6 + k] = _difference(x - r[at + near[k]], shift)
                     if chroma:
-                        out[10] = _difference((total - total_q) >> 2, shift)
-                        out[11] = _difference(step_a, shift)
-                        out[12] = _difference(here_r - here_q, shift)
-                        out[13] = _difference(light, shift)
-                        out[14] = _difference(light_q, shift)
-                        out[15] = _difference(detail, shift)
+                        out[to + 10] = _difference((total - total_q) >> 2, shift)
+                        out[to + 11] = _difference(step_a, shift)
+                        out[to + 12] = _difference(here_r - here_q, shift)
+                        out[to + 13] = _difference(light, shift)
+                        out[to + 14] = _difference(light_q, shift)
+                        out[to + 15] = _difference(detail, shift)
                         for k in range(4):
                             beside = at + near[k]
-                            out[16 + k] = _difference(np.int64(g[beside]) - gr[beside], shift)
-                            out[20 + k] = _difference(r[at + cross[k]] - mean, shift)
-                        out[29] = _log(light, shift, table)
-                        out[30] = _log(detail, shift, table)
-                        out[28] = _log(step_a, shift, table)
-                        out[31] = _log(prediction - here_r, shift, table)
+                            out[to + 16 + k] = _difference(np.int64(g[beside]) - gr[beside], shift)
+                            out[to + 20 + k] = _difference(r[at + cross[k]] - mean, shift)
+                        out[to + 29] = _log(light, shift, table)
+                        out[to + 30] = _log(detail, shift, table)
+                        out[to + 28] = _log(step_a, shift, table)
+                        out[to + 31] = _log(prediction - here_r, shift, table)
                     else:
                         for k in range(4):
                             x = np.int64(p[at + near[k]])
-                            out[10 + k] = _difference(x - q[at + near[k]], shift)
-                            out[14 + k] = _difference(r[at + cross[k]] - mean, shift)
-                            out[18 + k] = _difference(q[at + cross[k]] - mean, shift)
-                        out[22] = _difference(step_a, shift)
-                        out[23] = _difference(here_r - here_q, shift)
-                        out[28] = _log(apart_q >> 2, shift, table)
-                        out[29] = _log(step_a, shift, table)
-                        out[30] = _log(prediction - here_r, shift, table)
-                        out[31] = _difference(mean >> 3, shift)
-                    out[24] = _log(step_r, shift, table)
-                    out[25] = _log(here_r - here_q, shift, table)
-                    out[26] = _log(spread, shift, table)
-                    out[27] = _log(apart_r >> 2, shift, table)
+                            out[to + 10 + k] = _difference(x - q[at + near[k]], shift)
+                            out[to + 14 + k] = _difference(r[at + cross[k]] - mean, shift)
+                            out[to + 18 + k] = _difference(q[at + cross[k]] - mean, shift)
+                        out[to + 22] = _difference(step_a, shift)
+                        out[to + 23] = _difference(here_r - here_q, shift)
+                        out[to + 28] = _log(apart_q >> 2, shift, table)
+                        out[to + 29] = _log(step_a, shift, table)
+                        out[to + 30] = _log(prediction - here_r, shift, table)
+                        out[to + 31] = _difference(mean >> 3, shift)
+                    out[to + 24] = _log(step_r, shift, table)
+                    out[to + 25] = _log(here_r - here_q, shift, table)
+                    out[to + 26] = _log(spread, shift, table)
+                    out[to + 27] = _log(apart_r >> 2, shift, table)
                     continue
                 newest = at + 1 if phase == 1 else at + columns - 1
-                new = np.int64(p[newest]) - (last[n, i, j] >> _ANCHOR_SHIFT)
-                out[6] = _difference(step_a, shift)
-                out[7] = _difference(new, shift)
-                out[8] = _difference((total - total_r) >> 2, shift)
-                out[10] = _log(spread, shift, table)
-                out[11] = _log(apart_r >> 2, shift, table)
-                out[13] = _log(step_r, shift, table)
-                out[14] = _log(step_a, shift, table)
-                out[15] = _log(new, shift, table)
+                new = np.int64(p[newest]) - (last[n, i, j, 0] >> _ANCHOR_SHIFT)
+                out[to + 6] = _difference(step_a, shift)
+                out[to + 7] = _difference(new, shift)
+                out[to + 8] = _difference((total - total_r) >> 2, shift)
+                out[to + 10] = _log(spread, shift, table)
+                out[to + 11] = _log(apart_r >> 2, shift, table)
+                out[to + 13] = _log(step_r, shift, table)
+                out[to + 14] = _log(step_a, shift, table)
+                out[to + 15] = _log(new, shift, table)
                 if chroma:
-                    out[5] = _difference(detail, shift)
-                    out[9] = _difference(light, shift)
-                    out[12] = _log(light, shift, table)
+                    out[to + 5] = _difference(detail, shift)
+                    out[to + 9] = _difference(light, shift)
+                    out[to + 12] = _log(light, shift, table)
                 else:
-                    out[5] = _difference(step_q, shift)
-                    out[9] = _difference((total - total_q) >> 2, shift)
-                    out[12] = _log(apart_q >> 2, shift, table)
+                    out[to + 5] = _difference(step_q, shift)
+                    out[to + 9] = _difference((total - total_q) >> 2, shift)
+                    out[to + 12] = _log(apart_q >> 2, shift, table)

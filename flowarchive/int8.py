@@ -16,7 +16,7 @@ products of 16 bits elsewhere. Not one of these operations rounds.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
@@ -31,6 +31,7 @@ from flowarchive.errors import ModelError, NotReproducible
 Bytes = NDArray[np.uint8]
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
+_T = TypeVar("_T", np.uint8, np.int16)
 
 ZERO = 128
 """The byte that means 0."""
@@ -66,15 +67,17 @@ def check_bound(weight: NDArray[Any], bias: NDArray[Any]) -> None:
 
 
 def grid(count: int, rows: int, columns: int, channels: int) -> Bytes:
-    """Make a grid of zeros, uint8 [count, rows + 2, columns + 2, a multiple of QUAD]."""
+    """Make a border of zeros around nothing yet: [count, rows + 2, columns + 2, quads of bytes]."""
     shape = count, rows + 2, columns + 2, -(-channels // QUAD) * QUAD
     size = shape[0] * shape[1] * shape[2] * shape[3]
     # The last tile reads on behind the last row.
     room = POSITIONS * shape[3] + 2 * LANES
-    return np.full(size + room, ZERO, dtype=np.uint8)[:size].reshape(shape)
+    cells: Bytes = np.empty(size + room, dtype=np.uint8)[:size].reshape(shape)
+    cells[:, :: rows + 1] = cells[:, :, :: columns + 1] = ZERO
+    return cells
 
 
-def inside(cells: Bytes) -> Bytes:
+def inside(cells: NDArray[_T]) -> NDArray[_T]:
     """Return a grid without its border."""
     return cells[:, 1:-1, 1:-1]
 
@@ -148,15 +151,16 @@ class Convolution:
     def to_bytes(self, grids: tuple[Bytes, ...], plus: Bytes | None = None) -> Bytes:
         """Convolve into a new grid of 0..MOST; added to `plus`, and clamped to that."""
         out = grid(*self._places(grids), self.outputs)
+        if plus is None:
+            out[:] = ZERO
         self._convolve(grids, out if plus is None else plus, out)
         return out
 
     def to_shorts(self, grids: tuple[Bytes, ...]) -> Int16:
-        """Convolve into int16 [N, h, w, O]."""
+        """Convolve into int16 [N, h + 2, w + 2, O or more], inside a border that means nothing."""
         out = grid(*self._places(grids), len(self._weight) * 2 * LANES)
         self._convolve(grids, out, out)
-        shorts: Int16 = out.view(np.int16)[:, 1:-1, 1:-1, : self.outputs]
-        return shorts
+        return out.view(np.int16)
 
     @staticmethod
     def _places(grids: tuple[Bytes, ...]) -> tuple[int, int, int]:
@@ -373,31 +377,37 @@ def _convolve(
     size = 2 * LANES
     count, rows, columns, a_step = a.shape
     b_step, plus_step, out_step = b.shape[3], plus.shape[3], out.shape[3]
+    a_start, b_start, plus_start = a.ctypes.data, b.ctypes.data, plus.ctypes.data
+    out_start, weight_start, ends_start = out.ctypes.data, weight.ctypes.data, ends.ctypes.data
+    weight_size, ends_size = weight.size // len(weight), 4 * ends.size // len(ends)
     scratch = np.empty((POSITIONS, size), dtype=np.uint8)
     for n in range(count):
         for y in range(1, rows - 1):
             for x in range(1, columns - 1, POSITIONS):
+                places = min(POSITIONS, columns - 1 - x)
+                place = (n * rows + y) * columns + x
+                # The tap that comes first.
+                tap = place - side // 2 * (columns + 1)
                 for t in range(weight.shape[0]):
-                    places = min(POSITIONS, columns - 1 - x)
                     used = min(size, out_step - t * size)
                     whole = places == POSITIONS and used == size
-                    target = out[n, y, x, t * size :]
+                    target = out_start + place * out_step + t * size
                     _tile(
-                        a[n, y - side // 2, x - side // 2].ctypes.data,
+                        a_start + tap * a_step,
                         a_step,
                         a_step * columns,
                         a_quads,
-                        b[n, y - side // 2, x - side // 2].ctypes.data,
+                        b_start + tap * b_step,
                         b_step,
                         b_step * columns,
                         b_quads,
                         side,
-                        weight[t].ctypes.data,
-                        ends[t].ctypes.data,
+                        weight_start + t * weight_size,
+                        ends_start + t * ends_size,
                         wide,
-                        plus[n, y, x, t * size :].ctypes.data,
+                        plus_start + place * plus_step + t * size,
                         plus_step,
-                        target.ctypes.data if whole else scratch.ctypes.data,
+                        target if whole else scratch.ctypes.data,
                         out_step if whole else size,
                     )  # type: ignore[call-arg]
                     if not whole:

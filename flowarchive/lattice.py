@@ -121,3 +121,24 @@ def extend(planes: Int32) -> None:
             for x in range(columns):
                 planes[n, y, x] = planes[n, top + (y & 1), x]
                 planes[n, bottom + y, x] = planes[n, bottom - 2 + (y & 1), x]
+
+
+@compiled
+def take(planes: Int32, row: int, column: int, samples: Int32) -> None:
+    """Write a phase's samples, of bordered planes in quarters, to int32 [N, rows, columns]."""
+    for n in range(samples.shape[0]):
+        for y in range(samples.shape[1]):
+            for x in range(samples.shape[2]):
+                value = planes[n, BORDER + row + 2 * y, BORDER + column + 2 * x]
+                samples[n, y, x] = value // QUARTERS
+
+
+@compiled
+def put(planes: Int32, row: int, column: int, samples: Int32) -> None:
+    """Undo `take`, and fill the borders anew."""
+    for n in range(samples.shape[0]):
+        for y in range(samples.shape[1]):
+            for x in range(samples.shape[2]):
+                value = samples[n, y, x] * QUARTERS
+                planes[n, BORDER + row + 2 * y, BORDER + column + 2 * x] = value
+    extend(planes)

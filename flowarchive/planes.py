@@ -207,9 +207,9 @@ def luma_context(luma: Int32, shape: tuple[int, int]) -> Int32:
     padded = np.pad(
         luma, ((0, h * fold_h - luma.shape[0]), (0, w * fold_w - luma.shape[1])), mode="edge"
     )
-    total = padded.reshape(h, fold_h, w, fold_w).sum(axis=(1, 3), dtype=np.int32)
+    total = sum(padded[y::fold_h, x::fold_w] for y in range(fold_h) for x in range(fold_w))
     count = fold_h * fold_w
-    return np.asarray((total + count // 2) // count, dtype=np.int32)
+    return np.asarray((total + count // 2) >> (count.bit_length() - 1), dtype=np.int32)
 
 
 def _fold(full: int, part: int) -> int:

@@ -82,7 +82,8 @@ def test_a_convolution_of_bytes_is_the_integers(outputs, inputs, first, side, wi
         cut = [int8.signed(g)[..., :part] for g, part in zip(grids, parts, strict=True)]
         expected = plain(weight, bias, shift, np.concatenate(cut, axis=3))
         if wide:
-            assert np.array_equal(layer.to_shorts(grids), expected.clip(-32768, 32767))
+            found = int8.inside(layer.to_shorts(grids))[..., :outputs]
+            assert np.array_equal(found, expected.clip(-32768, 32767))
             continue
         plus = random_grid(random, *shape, outputs)
         change = expected.clip(0, 127)
@@ -112,7 +113,8 @@ def test_halves_are_rounded_up_at_every_tie(shift):
         layer = int8.Convolution(weight, bias, shifts)
         expected = plain(weight, bias, shifts, np.zeros((1, 1, 1, 4)))
         if kind == np.int16:
-            assert np.array_equal(layer.to_shorts((x,)), expected.clip(-32768, 32767))
+            found = int8.inside(layer.to_shorts((x,)))[..., :24]
+            assert np.array_equal(found, expected.clip(-32768, 32767))
         else:
             found = int8.signed(layer.to_bytes((x,)))
             assert np.array_equal(found, expected.clip(0, 127))
@@ -146,7 +148,8 @@ def test_phases_in_bytes_are_their_twins(config):
                 known = twin.advance(phase, x, known)
                 expected = twin.heads[phase](torch.cat([known, x], 1)).permute(0, 2, 3, 1)
             assert expected.unique().numel() > 1
-            assert np.array_equal(out, expected.numpy())
+            found = int8.inside(out)[..., : expected.shape[3]]
+            assert np.array_equal(found, expected.numpy())
 
 
 def phases_hash() -> str:
@@ -158,7 +161,7 @@ def phases_hash() -> str:
         state = None
         for phase, channels in enumerate(shape.seen):
             state, out = net.advance(phase, random_grid(random, 1, h, w, channels), state)
-            digest.update(out.tobytes())
+            digest.update(int8.inside(out).tobytes())
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from flowarchive import lattice, media, planes, store
 from flowarchive.adaptive import ScaleCorrection
+from flowarchive.adaptive.correction import BUCKETS
 from flowarchive.ans import Message
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import InputError, OutputExists
@@ -136,7 +137,8 @@ def test_evaluation_compares_twins_with_what_is_coded(trained, path, monkeypatch
     # The coder also puts scales right by what they cost, which no twin does.
     assert row.frozen < 1.005 * row.fake_twin
     assert row.frozen < row.coded < row.frozen + 0.02
-    monkeypatch.setattr(ScaleCorrection, "correct", lambda self, group, phase, scale, weight: scale)
+    nothing = np.zeros(BUCKETS, dtype=np.int32)
+    monkeypatch.setattr(ScaleCorrection, "offsets", lambda self, group, phase: nothing)
     # Nor does a twin that has hardly learned pay the coder's whole price for surprises.
     monkeypatch.setattr("flowarchive.train.objective.FLOOR", 2.0**-24)
     (row,) = evaluate(config, trained, [ClipConfig(path)])

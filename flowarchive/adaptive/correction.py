@@ -42,7 +42,8 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Whole = int | np.int32 | np.int64
 
-BUCKET_SCALES = 4
+BUCKET_BITS = 2
+BUCKET_SCALES = 1 << BUCKET_BITS
 """Scale indices of a bucket: half an octave."""
 
 BUCKETS = SCALE_COUNT // BUCKET_SCALES
@@ -83,30 +84,17 @@ class ScaleCorrection:
         self._frame = 0
 
     def offsets(self, group: int, phase: int) -> Int32:
-        """Return the offset of each bucket, int32 [BUCKETS] in -MAX_OFFSET..MAX_OFFSET.
+        """Return what to add to the scales of each bucket's mixtures before they are clamped.
 
         Args:
             group: Level group of the symbols.
             phase: Their phase.
+
+        Returns:
+            int32 [BUCKETS] in -MAX_OFFSET..MAX_OFFSET.
         """
         offsets: Int32 = self._offsets[group, phase]
         return offsets
-
-    def correct(self, group: int, phase: int, scale: Int32, weight: Int32) -> Int32:
-        """Add its bucket's offset to every scale.
-
-        Args:
-            group: Level group of the symbols.
-            phase: Their phase.
-            scale: int32 [n, K], as predicted, 0..191.
-            weight: int32 [n, K].
-
-        Returns:
-            int32 [n, K], 0..191.
-        """
-        out = np.empty(scale.shape, dtype=np.int32)
-        correct_scales(out, scale, weight, self._offsets[group, phase])
-        return out
 
     def learn(
         self, group: int, phase: int, symbols: Int32, mean: Int32, scale: Int32, weight: Int32
@@ -169,21 +157,13 @@ def _bucket(scale: Int32, weight: Int32, at: Whole) -> Whole:
 
 
 @compiled
-def correct_scales(out: Int32, scale: Int32, weight: Int32, offsets: Int32) -> None:
-    """Add its bucket's offset to every scale; see `ScaleCorrection.correct`."""
-    for i in range(scale.shape[0]):
-        offset = offsets[_bucket(scale, weight, i)]
-        for k in range(scale.shape[1]):
-            out[i, k] = min(max(scale[i, k] + offset, 0), SCALE_COUNT - 1)
-
-
-@compiled
 def _sigmoid(distance: Whole, reciprocal: Whole, shift: Whole, table: Int32) -> Whole:
     """Interpolate 2**24 * sigmoid(distance / 256 / scale), as the entropy model does."""
     place = (distance * reciprocal) >> shift
     place = min(max(place, -_LIMIT), _LIMIT - 1) + _LIMIT
-    i = place >> _STEP_BITS
-    rest = (table[i + 1] - table[i]) * (place & ((1 << _STEP_BITS) - 1))
+    # Unsigned indices spare numba's test for negative ones.
+    i = np.uint64(place >> _STEP_BITS)
+    rest = (table[i + np.uint64(1)] - table[i]) * (place & ((1 << _STEP_BITS) - 1))
     sigmoid: np.int64 = table[i] + (rest >> _STEP_BITS)
     return sigmoid
 

@@ -343,14 +343,16 @@ def pop_symbols(
 
 
 @compiled
-def weights_are_valid(weight: Int32) -> bool:
-    """Whether every weight is at least 0 and every row of [n, K] sums to 2**12."""
+def are_parameters(scale: Int32, weight: Int32) -> bool:
+    """Whether scales are indices of the table, and weights at least 0 and 2**12 in each row."""
     for i in range(weight.shape[0]):
         total = np.int64(0)
         least = np.int64(0)
+        most = np.int64(0)
         for k in range(weight.shape[1]):
             total += weight[i, k]
-            least = min(least, np.int64(weight[i, k]))
-        if total != 1 << WEIGHT_BITS or least < 0:
+            least = min(least, np.int64(weight[i, k]), np.int64(scale[i, k]))
+            most = max(most, np.int64(scale[i, k]))
+        if total != 1 << WEIGHT_BITS or least < 0 or most >= SCALE_COUNT:
             return False
     return True

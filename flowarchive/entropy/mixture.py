@@ -14,10 +14,10 @@ from flowarchive.entropy.cumulative import (
     WEIGHT_BITS,
     Int32,
     Uint32,
+    are_parameters,
     find_intervals,
     pop_symbols,
     search_tables,
-    weights_are_valid,
 )
 from flowarchive.entropy.plain import as_int32, code_length
 from flowarchive.errors import InvalidInterval
@@ -275,8 +275,6 @@ def _checked(
     components = 1 if means.ndim == 1 else means.shape[1]
     if components == 0:
         raise ValueError("a mixture has at least one component")
-    if scales.size and not (scales.min() >= 0 and scales.max() < SCALE_COUNT):
-        raise ValueError(f"a scale index is outside 0..{SCALE_COUNT - 1}")
     shape = (count, components)
     if weight is None:
         if components > 1:
@@ -286,7 +284,10 @@ def _checked(
         weights = as_int32("weight", weight)
         if weights.shape != means.shape:
             raise ValueError(f"weight is {list(weights.shape)}, mean {list(means.shape)}")
-        weights = weights.reshape(shape)
-        if not weights_are_valid(weights):
-            raise ValueError(f"weights are at least 0 and sum to {1 << WEIGHT_BITS} in each row")
-    return _Parameters(means.reshape(shape), scales.reshape(shape), weights)
+    parameters = _Parameters(*(array.reshape(shape) for array in (means, scales, weights)))
+    if not are_parameters(parameters.scale, parameters.weight):
+        raise ValueError(
+            f"scale indices are 0..{SCALE_COUNT - 1}, "
+            f"weights at least 0 and {1 << WEIGHT_BITS} in each row"
+        )
+    return parameters

@@ -116,7 +116,8 @@ class PhaseNet:
             state: What the phase before gave; None for the first.
 
         Returns:
-            The new state, a grid, and the head's integers, int16 [N, h, w, 3 * anchors].
+            The new state, a grid, and the head's integers, int16 [N, h + 2, w + 2, 3 * anchors or
+            more], inside a border that means nothing.
         """
         if state is None:
             state = self._begin.to_bytes((seen,))

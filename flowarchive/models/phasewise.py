@@ -6,38 +6,32 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
-from operator import methodcaller
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import features, int8, lattice
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection, level_group
-from flowarchive.ans import compiled
 from flowarchive.codec import Coder
 from flowarchive.entropy import (
-    SCALE_COUNT,
     SCALE_MIN_LOG2,
     SCALES_PER_OCTAVE,
-    WEIGHT_BITS,
     LogisticMixture,
 )
 from flowarchive.flows.phase import Steering
 from flowarchive.flows.phases import PhaseNet
-from flowarchive.int8 import Bytes, Int16
+from flowarchive.int8 import Bytes
 from flowarchive.lattice import BORDER, PHASES, QUARTERS
+from flowarchive.models.mixtures import Mixtures
 
 Int32 = NDArray[np.int32]
 
 LEVEL_NETS = 3
-SCALE_MAX = SCALE_COUNT - 1
 SCALE_ONE = -SCALE_MIN_LOG2 * SCALES_PER_OCTAVE  # scale index of a width of one sample step
 INTRA_TOP = SCALE_ONE + 5 * SCALES_PER_OCTAVE
 INTER_TOP = SCALE_ONE + SCALES_PER_OCTAVE
-WEIGHT_STEPS = 16  # steps in an octave of a weight's logarithm
 
 PART_POSITIONS = 1 << 12  # positions of a grid from which threads share the work
 
@@ -137,28 +131,42 @@ def code_planes(
     Returns:
         The samples, int32 [N, h, w].
     """
-    mixture = samples.coder
     correction = ScaleCorrection() if references is None else references.correction
     whole = known * QUARTERS
-    coded: list[tuple[int, _Views]] = []
-    _code_top(walk.coder, mixture, whole, references, samples)
+    lessons: list[_Lesson] = []
+    _code_top(walk.coder, samples.coder, whole, references, samples)
     for level in reversed(range(lattice.level_count(known.shape[1:]))):
         net = nets[min(level, LEVEL_NETS - 1)]
         views = _Views(whole, level, luma, references)
-        _code_level(walk, mixture, correction, net, views, level, samples)
+        lessons.append(_code_level(walk, correction, net, views, level, samples))
         step = 1 << level
         whole[:, ::step, ::step] = views.plane[:, BORDER:-BORDER, BORDER:-BORDER]
-        coded.append((level, views))
     if references is not None:
-        references.learning.append(walk.start(_learn, references, coded, samples.shift))
+        references.learning.append(walk.start(_learn, references, lessons, samples.shift))
     return whole // QUARTERS
 
 
-def _learn(references: References, coded: list[tuple[int, _Views]], shift: int) -> None:
+class _Lesson(NamedTuple):
+    """A level that has been coded, to be learned from.
+
+    Attributes:
+        level: Which level.
+        views: What it was predicted from.
+        costs: For each phase what `ScaleCorrection.learn` takes.
+    """
+
+    level: int
+    views: _Views
+    costs: list[tuple[int, int, Int32, Int32, Int32, Int32]]
+
+
+def _learn(references: References, lessons: list[_Lesson], shift: int) -> None:
     """Let predictors and correction learn from the levels that have been coded."""
-    for level, views in coded:
+    for level, views, costs in lessons:
         for n, predictor in enumerate(references.predictors):
             predictor.learn(*views.of_plane(n), level, shift)
+        for arguments in costs:
+            references.correction.learn(*arguments)
     for predictor in references.predictors:
         predictor.end_frame()
     references.correction.end_frame()
@@ -231,39 +239,39 @@ def _code_top(
 
 def _code_level(
     walk: Walk,
-    mixture: LogisticMixture,
     correction: ScaleCorrection,
     net: PhaseNet,
     views: _Views,
     level: int,
     samples: Range,
-) -> None:
+) -> _Lesson:
     """Code the three phases of a level, in place."""
-    plane = views.plane
+    plane, intra = views.plane, views.references is None
     h, w = plane.shape[1] - 2 * BORDER, plane.shape[2] - 2 * BORDER
     parts = [
         _Part(views, net, level, samples, *bounds)
         for bounds in _bounds(len(plane), (h + 1) // 2, (w + 1) // 2, net.reach, walk.threads)
     ]
+    lesson = _Lesson(level, views, [])
     for index, phase in enumerate(PHASES):
-        results = walk.map(methodcaller("predict", index), parts)
-        mean, scale, weight = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
-        here = plane[
-            :,
-            BORDER + phase.row : BORDER + h : 2,
-            BORDER + phase.column : BORDER + w : 2,
-        ]
-        known = (here // QUARTERS).reshape(-1)
-        intra = views.references is None
         slot = (0, 0) if intra else (level_group(level), index)
-        corrected = correction.correct(*slot, scale, weight)
-        steering = _steering(net, index, parts, here.shape)
-        symbols = walk.coder.phase(mixture, known, (mean, corrected, weight), steering)
-        correction.learn(*slot, symbols, mean, scale, weight)
+        shape = len(plane), *lattice.phase_shape((h, w), phase)
+        mixtures = Mixtures.of_shape(*shape, net.shape.anchors)
+        offsets = correction.offsets(*slot)
+        walk.map(lambda part: part.predict(index, offsets, mixtures), parts)  # noqa: B023
+        symbols = np.empty(shape, dtype=np.int32)
+        lattice.take(plane, phase.row, phase.column, symbols)
+        mean, scale, corrected, weight = (array.reshape(-1, array.shape[3]) for array in mixtures)
+        steering = _steering(net, index, parts, shape)
+        symbols = walk.coder.phase(
+            samples.coder, symbols.reshape(-1), (mean, corrected, weight), steering
+        )
+        lattice.put(plane, phase.row, phase.column, symbols.reshape(shape))
+        lesson.costs.append((*slot, symbols, mean, scale, weight))
         if intra:  # there is no frame before to have learned from, but a phase
+            correction.learn(*lesson.costs.pop())
             correction.end_frame()
-        here[:] = symbols.reshape(here.shape) * QUARTERS
-        lattice.extend(plane)
+    return lesson
 
 
 def _steering(
@@ -318,15 +326,15 @@ class _Part:
         rows = slice(2 * begin, min(2 * end, self._height) + 2 * BORDER)
         self._views = views.cut(slice(first_plane, last_plane), rows)
         self._kept = slice(first_row - begin, last_row - begin)
-        self._bounds = first_row, last_row
+        self._planes, self._rows = slice(first_plane, last_plane), slice(first_row, last_row)
         self._net, self._level, self._samples = net, level, samples
         self._state: Bytes | None = None
-        self._last = np.zeros(
-            (last_plane - first_plane, end - begin, (self._columns + 1) // 2), dtype=np.int32
-        )
+        # The first phase looks at no anchors of one before.
+        shape = last_plane - first_plane, end - begin, (self._columns + 1) // 2, 1
+        self._last = np.empty(shape, dtype=np.int32)
 
-    def predict(self, index: int) -> tuple[Int32, Int32, Int32]:
-        """Return the mixtures of a phase: mean, scale, weight, int32 [n, K] each."""
+    def predict(self, index: int, offsets: Int32, mixtures: Mixtures) -> None:
+        """Write the mixtures of a phase, with scales corrected by `offsets`, to their place."""
         views, shift = self._views, self._samples.shift
         if views.references is None:
             luma = None if views.luma is None else views.luma[0]
@@ -336,13 +344,12 @@ class _Part:
             seen, anchors = features.inter(
                 views.plane, views.references, views.luma, linear, self._last, index, shift
             )
-        self._state, out = self._net.advance(index, seen, self._state)
-        self._last = np.ascontiguousarray(anchors[..., 0])
-        rows, columns = lattice.phase_shape((self._height, self._columns), PHASES[index])
-        first, last = self._bounds
-        kept = min(last, rows) - first
-        head = out[:, self._kept]
-        return _mixtures(head, anchors[:, self._kept], kept, columns, shift)
+        self._state, head = self._net.advance(index, seen, self._state)
+        self._last = anchors
+        kept = self._kept
+        mixtures.cut(self._planes, self._rows).fill(
+            head[:, kept.start : kept.stop + 2], anchors[:, kept], offsets, shift
+        )
 
     def states(self) -> Bytes:
         """The kept rows' states, bytes [N, rows, columns, C]."""
@@ -351,7 +358,7 @@ class _Part:
 
     def _linear(self, index: int) -> Int32:
         """The adaptive predictions of a phase, on the grid of all phases."""
-        out = np.empty(self._last.shape, dtype=np.int32)
+        out = np.empty(self._last.shape[:3], dtype=np.int32)
         samples = self._samples
         low, high = samples.low * features.ANCHOR_ONE, samples.high * features.ANCHOR_ONE
         for n, predictor in enumerate(self._views.predictors):
@@ -359,82 +366,3 @@ class _Part:
                 *self._views.of_plane(n), self._level, index, samples.shift, low, high
             )
         return out
-
-
-@cache
-def _weight_table() -> Int32:
-    """Return floor(2**(15 - i / 16)) for i in 0..15, int32, read-only."""
-    # The integer 16th root of 2**(240 - i), by halving.
-    table = []
-    for i in range(WEIGHT_STEPS):
-        low, high = 0, 1 << 16
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if middle**16 <= 1 << (240 - i) else (low, middle)
-        table.append(low)
-    frozen = np.array(table, dtype=np.int32)
-    frozen.setflags(write=False)
-    return frozen
-
-
-def _mixtures(
-    out: Int16, anchors: Int32, rows: int, columns: int, shift: int
-) -> tuple[Int32, Int32, Int32]:
-    """Turn a head's integers and anchors into a mixture for each sample of a phase.
-
-    Args:
-        out: int16 [N, gh, gw, 3K]: logarithms of weights, offsets of means, offsets of scales.
-        anchors: int32 [N, gh, gw, K].
-        rows: Of the phase.
-        columns: Alike.
-        shift: Low bits the network has not seen.
-
-    Returns:
-        mean, scale, weight, int32 [N * rows * columns, K] each, as LogisticMixture takes them.
-    """
-    count, components = out.shape[0], anchors.shape[3]
-    shape = (count * rows * columns, components)
-    mean, scale, weight = (np.empty(shape, dtype=np.int32) for _ in range(3))
-    _fill_mixtures(out, anchors, rows, columns, shift, _weight_table(), mean, scale, weight)
-    return mean, scale, weight
-
-
-@compiled
-def _fill_mixtures(
-    out: Int16,
-    anchors: Int32,
-    rows: int,
-    columns: int,
-    shift: int,
-    table: Int32,
-    mean: Int32,
-    scale: Int32,
-    weight: Int32,
-) -> None:
-    components = anchors.shape[3]
-    at = 0
-    for n in range(out.shape[0]):
-        for i in range(rows):
-            for j in range(columns):
-                head = out[n, i, j]
-                best = 0
-                for k in range(1, components):
-                    if head[k] > head[best]:
-                        best = k
-                total = np.int64(0)
-                for k in range(components):
-                    below = np.int64(head[best]) - np.int64(head[k])
-                    share = np.int64(table[below & 15]) >> min(below >> 4, np.int64(31))
-                    weight[at, k] = share
-                    total += share
-                left = np.int64(1 << WEIGHT_BITS)
-                for k in range(components):
-                    share = (np.int64(weight[at, k]) << WEIGHT_BITS) // total
-                    weight[at, k] = share
-                    left -= share
-                    offset = np.int64(head[components + k]) << shift
-                    mean[at, k] = np.int64(anchors[n, i, j, k]) + offset
-                    index = np.int64(head[2 * components + k]) + SCALES_PER_OCTAVE * shift
-                    scale[at, k] = min(max(index, np.int64(0)), np.int64(SCALE_MAX))
-                weight[at, best] += left
-                at += 1

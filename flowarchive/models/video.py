@@ -68,11 +68,11 @@ class _Past:
     """What both sides remember of a chunk's frames so far.
 
     Attributes:
-        learning: What predictors are still learning in another thread.
+        learning: What the predictors of each part are still learning in another thread.
     """
 
     def __init__(self, shape: tuple[int, int], predictors: list[list[LinearPredictor]]) -> None:
-        self.learning: list[Future[None]] = []
+        self.learning: list[list[Future[None]]] = [[] for _ in predictors]
         self._shape, self._predictors = shape, predictors
         self._corrections = [ScaleCorrection() for _ in predictors]
         self._vectors = motion.VectorModel(), motion.VectorModel()
@@ -100,20 +100,26 @@ class _Past:
         hints = motion.doubled(first)
         return [first, coder.field(second, self._shape, hints, self._vectors[1])]
 
-    def references(self, part: int, fields: list[motion.Field], samples: Range) -> References:
-        """Compensate the planes of one of `Components.parts`, with predictors that have learned."""
-        moved = []
-        for frame, field in zip(self._frames, fields, strict=True):
-            group = [
-                motion.compensate(plane, field, self._shape, samples.low, samples.high)
+    def compensate(
+        self, walk: Walk, part: int, fields: list[motion.Field], samples: Range
+    ) -> list[list[Future[Int32]]]:
+        """Begin to compensate the planes of one of `Components.parts` in each of the frames."""
+        return [
+            [
+                walk.start(motion.compensate, plane, field, self._shape, samples.low, samples.high)
                 for plane in frame.parts[part]
             ]
-            moved.append(np.stack(group))
-        if part == 0:
-            while self.learning:
-                self.learning.pop().result()
+            for frame, field in zip(self._frames, fields, strict=True)
+        ]
+
+    def references(self, part: int, moving: list[list[Future[Int32]]]) -> References:
+        """Return compensated planes, with predictors that have learned."""
+        moved = [np.stack([plane.result() for plane in group]) for group in moving]
+        learning = self.learning[part]
+        while learning:
+            learning.pop().result()
         learned = self._predictors[part], self._corrections[part]
-        return References(moved[0], moved[-1], *learned, self.learning)
+        return References(moved[0], moved[-1], *learned, learning)
 
 
 class VideoModel:
@@ -175,6 +181,7 @@ class VideoModel:
         """Push a chunk's frames; see `models.Model`."""
         recorder = self.recorder()
         with _threads(threads) as executor:
+            recorder.executor = executor
             plan = Plan(frames, bits, executor)
             walk = Walk(recorder, threads, executor)
             for done, _ in enumerate(self._walk(walk, frames, letters, bits, plan), 1):
@@ -265,17 +272,21 @@ class VideoModel:
     ) -> planes.Components:
         """Code a frame that is predicted from the past, and let the predictors learn from it."""
         moved = past.code_fields(walk.coder, fields)
+        ranges = [
+            form.samples(part == 1 and frame.chroma is not None) for part in range(len(frame.parts))
+        ]
+        moving = [past.compensate(walk, part, moved, held) for part, held in enumerate(ranges)]
         done: list[Int32] = []
         lights: References | None = None
         for part, known in enumerate(frame.parts):
             chroma = part == 1 and frame.chroma is not None
-            references = past.references(part, moved, form.samples(chroma))
+            references = past.references(part, moving[part])
             seen = None
             if chroma and lights is not None:
                 sources = done[0] * lattice.QUARTERS, lights.first, lights.second
                 seen = tuple(planes.on_grid(source, known.shape[1:]) for source in sources)
             nets = self.nets["inter_chroma" if chroma else "inter_luma"]
-            done.append(code_planes(walk, nets, known, seen, references, form.samples(chroma)))
+            done.append(code_planes(walk, nets, known, seen, references, ranges[part]))
             lights = lights or references
         coded = planes.Components.of_parts(done, frame.chroma is not None)
         past.remember(coded)
@@ -318,7 +329,8 @@ class VideoModel:
                 values = numbers[at : at + channels * side * side].reshape(channels, side, side)
                 int8.inside(seen)[0, :, :, :channels] = values.transpose(1, 2, 0) + int8.ZERO
                 state, out = net.advance(phase, seen, state)
-                digest.update(out[0].transpose(2, 0, 1).astype("<i4").tobytes())
+                head = int8.inside(out)[0, :, :, : 3 * net.shape.anchors].transpose(2, 0, 1)
+                digest.update(head.astype("<i4").tobytes())
                 at += channels * side * side
         return digest.hexdigest()
 

@@ -61,10 +61,17 @@ class Picture:
         h, w = padded.shape
         self.phases = np.empty((16, h, w), dtype=np.int16)
         _interpolate(padded, FILTERS[::4].astype(np.int16), self.phases)
-        folded = padded.reshape(h // MIDDLE, MIDDLE, w // MIDDLE, MIDDLE)
-        self.middle = folded.sum(axis=(1, 3), dtype=np.int16)
-        folded = self.middle.reshape(h // COARSE, 2, w // COARSE, 2)
-        self.coarse = folded.sum(axis=(1, 3), dtype=np.int16) >> 2
+        self.middle = _folded(padded, MIDDLE)
+        self.coarse = _folded(self.middle, 2) >> 2
+
+
+def _folded(plane: NDArray[np.int16], side: int) -> NDArray[np.int16]:
+    """Sum squares of `side` samples."""
+    total = np.zeros_like(plane[::side, ::side])
+    for y in range(side):
+        for x in range(side):
+            total += plane[y::side, x::side]
+    return total
 
 
 @compiled

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from flowarchive.entropy import SCALES_PER_OCTAVE
 from flowarchive.features import ANCHOR_ONE
-from flowarchive.models.phasewise import SCALE_MAX, SCALE_ONE, WEIGHT_STEPS
+from flowarchive.models.mixtures import SCALE_MAX, WEIGHT_STEPS
+from flowarchive.models.phasewise import SCALE_ONE
 
 FLOOR = 2.0**-20
 """Added to every probability, as the coder's least frequency is."""

@@ -80,19 +80,20 @@ def steps(known: Known, levels: int = lattice.MAX_LEVELS) -> list[Step]:
             first, second = (lattice.bordered(member, level) for member in known.references)
             references = first, second
         h, w = plane.shape[1] - 2 * BORDER, plane.shape[2] - 2 * BORDER
-        last = np.zeros((len(plane), (h + 1) // 2, (w + 1) // 2), dtype=np.int32)
+        shape = len(plane), (h + 1) // 2, (w + 1) // 2
+        last = np.zeros((*shape, 1), dtype=np.int32)
         for index, phase in enumerate(PHASES):
             if references is None:
                 seen, anchors = features.intra(plane, luma[0] if luma else None, last, index, 0)
             else:
                 assert known.linear is not None
-                linear = np.zeros_like(last)
+                linear = np.zeros(shape, dtype=np.int32)
                 at = slice(phase.row << level, None, 2 << level)
                 found = known.linear[:, at, phase.column << level :: 2 << level]
                 linear[:, : found.shape[1], : found.shape[2]] = found
                 lights = (luma[0], luma[1], luma[2]) if luma else None
                 seen, anchors = features.inter(plane, references, lights, linear, last, index, 0)
-            last = np.ascontiguousarray(anchors[..., 0])
+            last = anchors
             samples = plane[
                 :,
                 BORDER + phase.row : BORDER + h : 2,

@@ -18,6 +18,7 @@ import numpy as np
 
 from flowarchive import lattice, motion, planes, store
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection
+from flowarchive.adaptive.correction import BUCKETS
 from flowarchive.ans import Message
 from flowarchive.media import open_source
 from flowarchive.models import plan, video
@@ -84,9 +85,8 @@ def no_linear_anchor() -> Any:
 
 def no_correction() -> Any:
     """Scales as the networks predict them."""
-    return mock.patch.multiple(
-        ScaleCorrection, correct=lambda _, group, phase, scale, weight: scale
-    )
+    nothing = np.zeros(BUCKETS, dtype=np.int32)
+    return mock.patch.object(ScaleCorrection, "offsets", return_value=nothing)
 
 
 def intra_only() -> Any:
