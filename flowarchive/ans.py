@@ -29,6 +29,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 from numpy.typing import ArrayLike, NDArray
 
 from flowarchive.errors import CodingError, InvalidInterval, MessageExhausted
@@ -50,8 +52,23 @@ _R = TypeVar("_R")
 def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a loop with numba: no float shortcuts, no interpreter lock, kept on disk."""
     # The numpy error model drops the test for a zero divisor; every caller has checked its own.
-    compiler = numba.njit(cache=True, nogil=True, error_model="numpy")
-    return cast(Callable[_P, _R], compiler(function))
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher._cache = _MachineCode(function)  # type: ignore[no-untyped-call]
+    return cast(Callable[_P, _R], dispatcher)
+
+
+class _MachineCode(FunctionCache):
+    """What was compiled, read without the third of a second that compilers take to get ready.
+
+    numba's own cache fills its registries of types and operations before it loads a function. Code
+    that is there needs the runtime alone; whoever has to compile fills them anyway.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the function of a signature, or None."""
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
 
 
 # numba turns uint64 mixed with int64 into float64, so every constant below is a uint64.

@@ -125,11 +125,10 @@ class Convolution:
         sources = [weight] if first is None else [weight[:, :first], weight[:, first:]]
         quads = [-(-source.shape[1] // QUAD) for source in sources]
         self._quads = quads[0], sum(quads[1:])
-        padded = [
-            np.pad(source, ((0, 0), (0, of * QUAD - source.shape[1]), (0, 0), (0, 0)))
-            for source, of in zip(sources, quads, strict=True)
-        ]
-        digits = [cut(np.concatenate(padded, axis=1))]
+        side_by_side = np.zeros((self.outputs, sum(quads) * QUAD, *weight.shape[2:]), np.int32)
+        for source, at in zip(sources, (0, quads[0] * QUAD), strict=False):
+            side_by_side[:, at : at + source.shape[1]] = source
+        digits = [cut(side_by_side)]
         if self._wide:  # 256 * high + low, a vector of each
             high = (digits[0] + 128) >> 8
             digits = [high, digits[0] - 256 * high]

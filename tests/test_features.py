@@ -151,7 +151,7 @@ def make_known(
 
 def compute(group: list[Known], phase: int, shift: int) -> tuple[Plane, Plane]:
     """Channels and anchors of planes together; of two chroma planes that share luma."""
-    plane, last = np.stack([k.plane for k in group]), np.stack([k.last for k in group])
+    plane, last = np.stack([k.plane for k in group]), np.stack([k.last for k in group])[..., None]
     luma = group[0].luma and tuple(g[None] for g in group[0].luma)
     if group[0].references is None:
         seen, anchors = features.intra(plane, luma and luma[0], last, phase, shift)
