@@ -11,7 +11,9 @@ so that whatever the walk learns from symbols it learns alike on both sides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +26,7 @@ from flowarchive.entropy.plain import code_length
 
 if TYPE_CHECKING:
     from flowarchive.entropy import LogisticMixture
-    from flowarchive.flows.phase import Steering
+    from flowarchive.flows.phase import Surroundings
 
 Int32 = NDArray[np.int32]
 Uint32 = NDArray[np.uint32]
@@ -50,7 +52,7 @@ class Coder(Protocol):
         model: LogisticMixture,
         symbols: Int32,
         parameters: tuple[Int32, Int32, Int32],
-        steering: Steering | None,
+        around: Surroundings | None,
     ) -> Int32:
         """Code one phase of a level, by its flow where there is one and where that is shorter.
 
@@ -58,7 +60,7 @@ class Coder(Protocol):
             model: The mixtures' model.
             symbols: See `code`.
             parameters: Mean, scale and weight.
-            steering: Of the phase's flow; None where it has none.
+            around: What the flow has to know; None where there is no flow.
 
         Returns:
             The symbols.
@@ -105,17 +107,8 @@ class Intervals(NamedTuple):
         account.integer(frame, message.bits, self.ideal)
 
 
-class _Sought(NamedTuple):
-    """Intervals that another thread finds."""
-
-    found: Future[Intervals]
-
-    def push(self, message: Message, account: Account, frame: int) -> None:
-        """Push them; see `Step`."""
-        self.found.result().push(message, account, frame)
-
-
-def _intervals(model: Any, symbols: Int32, *parameters: Any) -> Intervals:
+def find_intervals(model: Any, symbols: Int32, *parameters: Any) -> Intervals:
+    """Return the intervals of symbols under an entropy model."""
     start, freq = model.interval(symbols, *parameters)
     return Intervals(start, freq, model.precision)
 
@@ -131,14 +124,11 @@ class Recorder:
     def __init__(self) -> None:
         self.frame = 0
         self.executor: Executor | None = None
-        self._kept: list[tuple[Step, int]] = []
+        self._kept: list[tuple[Future[Step], int]] = []
 
     def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
         """Keep the symbols' intervals; see `Coder`."""
-        if self.executor is None:
-            self._keep(_intervals(model, symbols, *parameters))
-        else:
-            self._keep(_Sought(self.executor.submit(_intervals, model, symbols, *parameters)))
+        self._keep(partial(find_intervals, model, symbols, *parameters))
         return symbols
 
     def phase(
@@ -146,7 +136,7 @@ class Recorder:
         model: LogisticMixture,
         symbols: Int32,
         parameters: tuple[Int32, Int32, Int32],
-        steering: Steering | None,
+        around: Surroundings | None,
     ) -> Int32:
         """Keep a phase; see `Coder`."""
         return self.code(model, symbols, *parameters)
@@ -161,17 +151,23 @@ class Recorder:
         """Keep a field's intervals; see `Coder`."""
         assert field is not None
         start, freq = motion.encode_field(field, hints, model)
-        self._keep(Intervals(start, freq, motion.PRECISION))
+        self._keep(partial(Intervals, start, freq, motion.PRECISION))
         return field
 
-    def _keep(self, step: Step) -> None:
-        self._kept.append((step, self.frame))
+    def _keep(self, find: Callable[[], Step]) -> None:
+        """Keep what is found while the walk goes on."""
+        if self.executor is None:
+            found: Future[Step] = Future()
+            found.set_result(find())
+        else:
+            found = self.executor.submit(find)
+        self._kept.append((found, self.frame))
 
     def push(self, message: Message, account: Account) -> None:
         """Push all that was kept, the last first, and forget it."""
         while self._kept:
-            step, frame = self._kept.pop()
-            step.push(message, account, frame)
+            found, frame = self._kept.pop()
+            found.result().push(message, account, frame)
 
 
 class Reader:
@@ -194,7 +190,7 @@ class Reader:
         model: LogisticMixture,
         symbols: Int32,
         parameters: tuple[Int32, Int32, Int32],
-        steering: Steering | None,
+        around: Surroundings | None,
     ) -> Int32:
         """Pop a phase; see `Coder`."""
         return self.code(model, symbols, *parameters)

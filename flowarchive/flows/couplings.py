@@ -118,6 +118,7 @@ class Couplings:
         count, rows, columns, _ = states.shape
         size = self.shape.state
         squares = int8.grid(count, (rows + 1) // 2, (columns + 1) // 2, len(PARTS) * size)
+        squares[:] = int8.ZERO  # where the last squares are not whole
         for n, (row, column) in enumerate(PARTS):
             part = states[:, row::2, column::2, :size]
             at = int8.inside(squares)[:, : part.shape[1], : part.shape[2]]
@@ -139,6 +140,7 @@ class Couplings:
         """
         count, h, w = context.shape[0], context.shape[1] - 2, context.shape[2] - 2
         seen = int8.grid(count, h, w, len(PARTS))
+        seen[:] = int8.ZERO
         for part, (row, column) in enumerate(PARTS):
             if part in MOVED[n]:
                 continue
@@ -147,7 +149,7 @@ class Couplings:
             at[:] = np.clip(steps, -int8.MOST, int8.MOST) + int8.ZERO
         state = self._begin[n].to_bytes((seen, context))
         state = self._block[n].to_bytes((state,), state)
-        out = self._head[n].to_shorts((state, seen)).transpose(3, 0, 1, 2)
+        out = int8.inside(self._head[n].to_shorts((state, seen))).transpose(3, 0, 1, 2)
         moved = len(MOVED[n])
         shifts = (out[:moved].astype(np.int64) << fineness) >> SHIFT_BITS
         most = SHIFT_MAX << fineness

@@ -34,6 +34,24 @@ from flowarchive.int8 import Bytes
 Int64 = NDArray[np.int64]
 
 
+class Surroundings(NamedTuple):
+    """What a phase's network knows of it, for its flow.
+
+    Attributes:
+        couplings: The phase's networks.
+        states: Bytes [N, rows, columns, C or more].
+    """
+
+    couplings: Couplings
+    states: Bytes
+
+    def steering(self) -> Steering:
+        """Work out what steers the flow."""
+        count, rows, columns, _ = self.states.shape
+        context = self.couplings.context(self.states)
+        return Steering(self.couplings, context, (count, rows, columns))
+
+
 class Steering(NamedTuple):
     """What steers the flow of a phase.
 

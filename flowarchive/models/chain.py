@@ -12,7 +12,7 @@ the shorter one.
 from __future__ import annotations
 
 import hashlib
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,12 @@ from flowarchive import int8
 from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.bitsback import Uniform
-from flowarchive.codec import Intervals, Reader, Recorder
+from flowarchive.codec import Intervals, Reader, Recorder, find_intervals
 from flowarchive.entropy import LogisticMixture, Table
 from flowarchive.errors import MessageExhausted, ModelError
 from flowarchive.flows.couplings import MOVED, Couplings, CouplingShape
 from flowarchive.flows.maps import MAX_FINENESS, MIN_FINENESS, RANGE
-from flowarchive.flows.phase import PhaseFlow, Steering
+from flowarchive.flows.phase import PhaseFlow, Steering, Surroundings
 from flowarchive.flows.phases import PHASES, Layout, Tensors
 from flowarchive.models.answer import noise
 from flowarchive.models.video import VideoModel, net_shapes
@@ -119,14 +119,12 @@ class _Borrower(Recorder):
         model: LogisticMixture,
         symbols: Int32,
         parameters: tuple[Int32, Int32, Int32],
-        steering: Steering | None,
+        around: Surroundings | None,
     ) -> Int32:
         """Keep a phase; see `codec.Coder`."""
-        if steering is None:
+        if around is None:
             return self.code(model, symbols, *parameters)
-        start, freq = model.interval(symbols, *parameters)
-        flow = _flow(model.precision, self._fineness)
-        self._keep(_Phase(Intervals(start, freq, model.precision), flow, steering))
+        self._keep(partial(_find_phase, model, symbols, parameters, around, self._fineness))
         return symbols
 
 
@@ -159,6 +157,17 @@ class _Phase:
         return _BY_FLOW
 
 
+def _find_phase(
+    model: LogisticMixture,
+    symbols: Int32,
+    parameters: tuple[Int32, Int32, Int32],
+    around: Surroundings,
+    fineness: int,
+) -> _Phase:
+    intervals = find_intervals(model, symbols, *parameters)
+    return _Phase(intervals, _flow(model.precision, fineness), around.steering())
+
+
 class _Lender(Reader):
     """The decoder's end, which pops phases by their flows and so gives back what they borrowed."""
 
@@ -171,10 +180,10 @@ class _Lender(Reader):
         model: LogisticMixture,
         symbols: Int32,
         parameters: tuple[Int32, Int32, Int32],
-        steering: Steering | None,
+        around: Surroundings | None,
     ) -> Int32:
         """Pop a phase; see `codec.Coder`."""
-        if steering is None or int(_WAYS.pop(self._message, 1)[0]) == _BY_MIXTURE:
+        if around is None or int(_WAYS.pop(self._message, 1)[0]) == _BY_MIXTURE:
             return self.code(model, symbols, *parameters)
         popped = np.empty(symbols.size, dtype=np.int32)
 
@@ -183,7 +192,7 @@ class _Lender(Reader):
             popped[part] = model.lookup(u, *known)
             return model.interval(popped[part], *known)
 
-        _flow(model.precision, self._fineness).pop(self._message, find, steering)
+        _flow(model.precision, self._fineness).pop(self._message, find, around.steering())
         return popped
 
 

@@ -20,7 +20,7 @@ from flowarchive.entropy import (
     SCALES_PER_OCTAVE,
     LogisticMixture,
 )
-from flowarchive.flows.phase import Steering
+from flowarchive.flows.phase import Surroundings
 from flowarchive.flows.phases import PhaseNet
 from flowarchive.int8 import Bytes
 from flowarchive.lattice import BORDER, PHASES, QUARTERS
@@ -262,9 +262,9 @@ def _code_level(
         symbols = np.empty(shape, dtype=np.int32)
         lattice.take(plane, phase.row, phase.column, symbols)
         mean, scale, corrected, weight = (array.reshape(-1, array.shape[3]) for array in mixtures)
-        steering = _steering(net, index, parts, shape)
+        around = _surroundings(net, index, parts, shape)
         symbols = walk.coder.phase(
-            samples.coder, symbols.reshape(-1), (mean, corrected, weight), steering
+            samples.coder, symbols.reshape(-1), (mean, corrected, weight), around
         )
         lattice.put(plane, phase.row, phase.column, symbols.reshape(shape))
         lesson.costs.append((*slot, symbols, mean, scale, weight))
@@ -274,17 +274,15 @@ def _code_level(
     return lesson
 
 
-def _steering(
+def _surroundings(
     net: PhaseNet, index: int, parts: Sequence[_Part], shape: tuple[int, ...]
-) -> Steering | None:
-    """What steers a phase's flow, where its network has one."""
+) -> Surroundings | None:
+    """What a phase's network knows of it, where there is a flow."""
     if net.couplings is None:
         return None
     count, rows, columns = shape
     states = np.concatenate([part.states() for part in parts], axis=int(count == 1))
-    couplings = net.couplings[index]
-    context = couplings.context(states[:, :rows, :columns])
-    return Steering(couplings, context, (count, rows, columns))
+    return Surroundings(net.couplings[index], states[:, :rows, :columns])
 
 
 def _bounds(

@@ -25,7 +25,7 @@ from flowarchive.train.twins import TWINS
 WHOLE = ""
 """The name of the only part of a model that is trained as a whole."""
 
-PARTS = {"idf": (WHOLE,), "video": ("intra", "inter")}
+PARTS = {"idf": (WHOLE,), "video": ("intra", "inter"), "chain": ("flow",)}
 """The parts of each kind of model, in the order in which they are trained."""
 
 CROP_MULTIPLE = 16

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from flowarchive import exact, store
 from flowarchive.errors import InputError, OutputExists
 from flowarchive.train.config import PARTS, Config, PartConfig, TrainConfig
+from flowarchive.train.flow import FlowPart
 from flowarchive.train.idf import IdfPart
 from flowarchive.train.phases import set_first_scales
 from flowarchive.train.twins import TWINS, frozen_tensors
@@ -80,6 +81,7 @@ _PARTS: dict[str, Callable[[PartConfig, Path], Part]] = {
     "": IdfPart,
     "intra": IntraPart,
     "inter": InterPart,
+    "flow": FlowPart,
 }
 
 

@@ -13,6 +13,7 @@ from flowarchive.flows.phases import PHASES, Shape, Tensors
 from flowarchive.int8 import SHORT_MOST
 from flowarchive.models.idf import IdfModel
 from flowarchive.models.video import filter_shapes, net_shapes
+from flowarchive.train.couplings import ChainTwin
 
 OFFSET_GAIN = 7  # a weight of one turns half a sample of a channel into half a sample of offset
 
@@ -78,13 +79,15 @@ class VideoTwin(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.int16))
 
 
-TWINS: dict[str, type[nn.Module]] = {"idf": IdfModel, "video": VideoTwin}
+TWINS: dict[str, type[nn.Module]] = {"idf": IdfModel, "video": VideoTwin, "chain": ChainTwin}
 """What is trained, by the kind of model it becomes."""
 
 
 def frozen_tensors(twin: nn.Module) -> Tensors:
-    """Freeze a model of twins, in place, and return its integers."""
-    return {name: tensor.numpy() for name, tensor in exact.freeze(twin).state_dict().items()}
+    """Freeze a model of twins, in place, and return its integers, also those it took over."""
+    taken: Tensors = getattr(twin, "taken", {})
+    frozen = exact.freeze(twin).state_dict().items()
+    return {**taken, **{name: tensor.numpy() for name, tensor in frozen}}
 
 
 def _add(state: Tensor, change: Tensor) -> Tensor:
