@@ -38,6 +38,10 @@ Int64 = NDArray[np.int64]
 FLOW_LEVELS = 2
 """Levels, from the finest, whose phases have a flow; they share its networks."""
 
+LEAST_GAIN = 1.0
+"""Bits that a flow has to save. Lengths are sums of floats: where a flow does nothing, two machines
+might find another of two equal lengths the shorter."""
+
 _WAYS = Table([1, 1])
 _BY_MIXTURE, _BY_FLOW = 0, 1
 
@@ -143,14 +147,14 @@ class _Phase:
         Intervals(start, freq, _WAYS.precision).push(message, account, frame)
 
     def _push_flow(self, message: Message, account: Account, frame: int) -> int:
-        """Push the phase by its flow unless that is longer, or needs more bits than there are."""
+        """Push the phase by its flow where that is shorter and there are the bits it needs."""
         trial = message.copy()
         start, freq, _ = self._intervals
         try:
             cost = self._flow.push(trial, start, freq, self._steering)
         except MessageExhausted:
             return _BY_MIXTURE
-        if cost.ideal >= self._intervals.ideal:
+        if cost.ideal > self._intervals.ideal - LEAST_GAIN:
             return _BY_MIXTURE
         message.become(trial)
         account.bits_back(frame, message.bits, cost.ideal, cost.popped, cost.lowest)
