@@ -18,6 +18,7 @@ from flowarchive.motion.defaults import DEFAULTS
 
 FORMAT_MD = Path(__file__).parent.parent / "docs" / "format.md"
 VIDEO_MD = FORMAT_MD.with_name("format-video.md")
+CHAIN_MD = FORMAT_MD.with_name("format-chain.md")
 
 
 def example() -> bytes:
@@ -115,7 +116,7 @@ def test_the_phases_are_those_of_the_document():
 
 
 def test_links_between_the_documents_lead_somewhere():
-    texts = {path.name: path.read_text() for path in (FORMAT_MD, VIDEO_MD)}
+    texts = {path.name: path.read_text() for path in (FORMAT_MD, VIDEO_MD, CHAIN_MD)}
     for name, text in texts.items():
         for target, anchor in re.findall(r"\]\(([\w.-]*)#([\w-]+)\)", text):
             headings = re.findall(r"^#+ (.*)$", texts[target or name], re.M)
