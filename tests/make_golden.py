@@ -15,7 +15,9 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import tiny
 import zstandard
@@ -24,12 +26,14 @@ from container_laws import flip, join, split
 
 import flowarchive
 from flowarchive.frames import Frame
+from flowarchive.models import chain
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-ACCEPT = {**tiny.CASES, **tiny.VIDEO_CASES, **tiny.PIXEL_CASES}
-# The archives that are damaged to make those of REJECT and of VIDEO_REJECT.
+ACCEPT = {**tiny.CASES, **tiny.VIDEO_CASES, **tiny.CHAIN_CASES, **tiny.PIXEL_CASES}
+# The archives that are damaged to make those of REJECT, VIDEO_REJECT and CHAIN_REJECT.
 BASE = "gray"
 VIDEO_BASE = "video-tables"
+CHAIN_BASE = "chain-cuts"
 
 Parts = list[tuple[bytes, bytes]]
 
@@ -297,6 +301,31 @@ WALK_REJECT: dict[str, Callable[[bytes], bytes]] = {
     "FormatError-video-bits-left-over": message(lambda data: data[:8] + b"\1\2\3\4" + data[8:]),
     "MessageExhausted-video": message(lambda data: data[:8] + data[12:]),
 }
+
+
+def wrong_ways(_: bytes) -> bytes:
+    """The chain's archive written anew, every phase saying that it went the other way."""
+    right = chain._WAYS
+    wrong = SimpleNamespace(interval=lambda way: right.interval(1 - way), precision=right.precision)
+    case = ACCEPT[CHAIN_BASE]
+    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(chain, "_WAYS", wrong):
+        model = case.write_model(Path(scratch) / "tiny.safetensors", len(CHAIN_BASE))
+        return tiny.pack_case(case, model, Path(scratch) / "new.flow").read_bytes()
+
+
+CHAIN_REJECT: dict[str, Callable[[bytes], bytes]] = {
+    "FormatError-chain-bits-left-over": message(lambda data: data[:8] + b"\1\2\3\4" + data[8:]),
+    "MessageExhausted-chain": message(lambda data: data[:8] + data[12:]),
+    "MessageExhausted-chain-wrong-ways": wrong_ways,
+    "ModelError-chain-context-0": other_model(config_text(b'\\"context\\":2', b'\\"context\\":0')),
+    "ModelError-chain-fineness": other_model(config_text(b'\\"fineness\\":8', b'\\"fineness\\":3')),
+    "ModelError-chain-shift": other_model(
+        set_tensor("flows.inter_luma.2.head.1.shift", struct.pack("<b", 25))
+    ),
+    "NotReproducible-chain": other_model(
+        set_tensor("flows.intra_chroma.1.begin.0.bias", struct.pack("<i", 1 << 24))
+    ),
+}
 PIXEL_BASE = "pixels-gray16le-tables"
 PIXEL_REJECT: dict[str, Callable[[bytes], bytes]] = {
     "FormatError-pixels-lanes": chunk_field(6, "H", 1),
@@ -305,7 +334,7 @@ PIXEL_REJECT: dict[str, Callable[[bytes], bytes]] = {
     "MessageExhausted-pixels": message(lambda data: data[:8] + data[12:]),
     "CodingError-pixels-head": message(lambda data: data[:7] + b"\xff" + data[8:]),
 }
-ALL_REJECT = {**REJECT, **VIDEO_REJECT, **WALK_REJECT, **PIXEL_REJECT}
+ALL_REJECT = {**REJECT, **VIDEO_REJECT, **WALK_REJECT, **CHAIN_REJECT, **PIXEL_REJECT}
 
 
 def main() -> None:
@@ -320,6 +349,7 @@ def main() -> None:
         (BASE, REJECT),
         (VIDEO_BASE, VIDEO_REJECT),
         (WALK_BASE, WALK_REJECT),
+        (CHAIN_BASE, CHAIN_REJECT),
         (PIXEL_BASE, PIXEL_REJECT),
     )
     for base, damages in bases:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 from make_golden import ACCEPT, ALL_REJECT, GOLDEN, sample_hashes
+from reference.chain import core, knots, known_chain_answer
 from reference.container import crc32c, read_container
 from reference.decode import decode
 from reference.layouts import LAYOUTS, plane_shapes
@@ -68,7 +69,7 @@ def test_damaged_golden_archive(name):
     "name",
     ["yuv420p-19x13", "yuv420p-relu", "yuv422p10le-permuted", "rgb24", "gray16le-of-12-bits",
      "bgr0-constant", "yuv444p-lanes", "stored", "video-gray", "video-yuv420p-19x13",
-     "video-rgb24-cut", "video-yuva420p", "video-one-sample"],
+     "video-rgb24-cut", "video-yuva420p", "video-one-sample", "chain-yuv420p-19x13", "chain-cuts"],
 )  # fmt: skip
 def test_archive_that_was_just_packed(name, tmp_path):
     case = ACCEPT[name]
@@ -98,6 +99,21 @@ def test_the_known_answer_of_a_video_model(tmp_path):
     stated = json.loads(file[8 : 8 + length])["__metadata__"]["known_answer"]
     model = read_model_file(file)
     assert known_answer(model.tensors, model.config) == stated
+
+
+def test_the_known_answer_of_a_chain_model(tmp_path):
+    file = tiny.write_chain_model(tmp_path / "new.safetensors", seed=2).read_bytes()
+    (length,) = struct.unpack_from("<Q", file)
+    stated = json.loads(file[8 : 8 + length])["__metadata__"]["known_answer"]
+    model = read_model_file(file)
+    assert known_chain_answer(model.tensors, model.config, model.flow) == stated
+
+
+def test_the_tables_of_a_chain_are_those_of_the_document():
+    text = FORMAT_MD.with_name("format-chain.md").read_text()
+    for table in (knots(24), knots(28), core(14)):
+        packed = struct.pack(f"<{len(table)}i", *table)
+        assert f"`{hashlib.sha256(packed).hexdigest()}`" in text
 
 
 def test_archive_without_its_model(tmp_path):

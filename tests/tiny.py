@@ -12,11 +12,13 @@ from unittest import mock
 
 import numpy as np
 import torch
+from chains import coupling_tensors
 
 import flowarchive
 from flowarchive import store
 from flowarchive.archive import chunks
 from flowarchive.chunk import Coding
+from flowarchive.flows.phases import Tensors
 from flowarchive.frames import Frame, VideoFormat
 from flowarchive.models.idf import IdfModel
 from flowarchive.train.twins import VideoTwin, frozen_tensors
@@ -28,6 +30,7 @@ VIDEO = {
     "intra": {"luma": {"width": 3, "blocks": 1}, "chroma": {"width": 2, "blocks": 0}},
     "inter": {"luma": {"width": 2, "blocks": 2}, "chroma": {"width": 3, "blocks": 1}},
 }
+CHAIN = {"video": VIDEO, "flow": {"context": 2, "width": 3, "fineness": 8}}
 
 
 def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
@@ -71,6 +74,19 @@ def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
 
 def write_video_model(path: Path, seed: int = 0) -> Path:
     """Write a frozen `video` model of random weights, none of which is without effect."""
+    store.save_model(path, "video", VIDEO, video_tensors(seed))
+    return path
+
+
+def write_chain_model(path: Path, seed: int = 0) -> Path:
+    """Write a frozen `chain` model alike."""
+    tensors = {**video_tensors(seed), **coupling_tensors(CHAIN, seed)}
+    store.save_model(path, "chain", CHAIN, tensors)
+    return path
+
+
+def video_tensors(seed: int) -> Tensors:
+    """The integers of such a `video` model."""
     network = VideoTwin(VIDEO)
     generator = torch.Generator().manual_seed(seed)
 
@@ -100,8 +116,7 @@ def write_video_model(path: Path, seed: int = 0) -> Path:
                 # Mostly what the first reference has there, and a little of another tap.
                 flat[slot, 16] = 11_000 + 7 * slot
                 flat[slot, slot % filters.shape[-1]] += 900 - 11 * slot
-    store.save_model(path, "video", VIDEO, frozen_tensors(network))
-    return path
+    return frozen_tensors(network)
 
 
 def noisy_frames(
@@ -174,6 +189,8 @@ class Case:
         """Write the random model that it is packed with."""
         if self.kind == "video":
             return write_video_model(path, seed)
+        if self.kind == "chain":
+            return write_chain_model(path, seed)
         return write_model(path, seed, **self.model)
 
 
@@ -394,6 +411,22 @@ VIDEO_CASES = {
     }.items()
 }
 """The same of the `video` model."""
+
+CHAIN_CASES = {
+    name: replace(case, kind="chain", make=case.make or waves)
+    for name, case in {
+        "chain-gray": Case(VideoFormat(41, 27, "gray"), frames={"count": 3}),
+        "chain-yuv420p-19x13": Case(VideoFormat(19, 13, "yuv420p")),
+        "chain-rgb24-cut": Case(VideoFormat(17, 12, "rgb24"), frames={"count": 3, "cuts": (2,)}),
+        "chain-gray10le-lanes": Case(
+            VideoFormat(27, 20, "gray10le"),
+            frames={"count": 3},
+            settings={"SAMPLES_PER_LANE": 100},
+        ),
+        "chain-cuts": Case(VideoFormat(14, 10, "gray"), frames={"count": 4, "cuts": (1, 2)}),
+    }.items()
+}
+"""The same of the `chain` model, which borrows in each."""
 
 
 ALWAYS = {"PIXELWISE_SAMPLES": 0, "PIXELWISE_HOPE": -1, "PIXELWISE_SURE": -1}

@@ -90,7 +90,7 @@ def model_planes(chunk: Chunk, letters: str, shapes: list[Shape], model: Model) 
     """The coded planes of each frame from a payload of coding MODEL."""
     message = Message(chunk.payload, chunk.lanes)
     frames: list[Planes] = [[] for _ in range(chunk.frame_count)]
-    if letters and model.kind == "video":
+    if letters and model.kind in ("video", "chain"):
         integers = Walk(message, model, letters, shapes, chunk.bits).pop_frames(chunk.frame_count)
     elif letters:
         integers = [pop_frame(message, model, letters, shapes, chunk.bits) for _ in frames]

@@ -57,9 +57,14 @@ def grid(plane: Plane) -> tuple[int, int]:
     return (len(plane) + 1) // 2, (len(plane[0]) + 1) // 2
 
 
+def phase_shape(plane: Plane, phase: Phase) -> tuple[int, int]:
+    """Rows and columns of a phase's samples."""
+    return (len(plane) + 1 - phase.row) // 2, (len(plane[0]) + 1 - phase.column) // 2
+
+
 def places(plane: Plane, phase: Phase) -> list[tuple[int, int]]:
     """The grid positions where a phase has a sample, in order."""
-    rows, columns = (len(plane) + 1 - phase.row) // 2, (len(plane[0]) + 1 - phase.column) // 2
+    rows, columns = phase_shape(plane, phase)
     return [(i, j) for i in range(rows) for j in range(columns)]
 
 

@@ -57,8 +57,15 @@ class Message:
         lanes = len(self.head)
         for row in range(0, len(ranges), lanes):
             for lane in reversed(range(min(lanes, len(ranges) - row))):
-                values[row + lane] = self._pop_uniform(lane, ranges[row + lane])
+                values[row + lane] = self.pop_uniform(lane, ranges[row + lane])
         return values
+
+    def push_uniform_array(self, values: Sequence[int], ranges: Sequence[int]) -> None:
+        """The mirror image of `pop_uniform_array`."""
+        lanes = len(self.head)
+        for row in reversed(range(0, len(ranges), lanes)):
+            for lane in range(min(lanes, len(ranges) - row)):
+                self.push_uniform(lane, values[row + lane], ranges[row + lane])
 
     def _pop(self, lane: int, model: EntropyModel) -> int:
         """Section "Intervals"."""
@@ -74,11 +81,11 @@ class Message:
         self.head[lane] = freq * (h // 2**model.precision) + slot - start
         return symbol
 
-    def _pop_uniform(self, lane: int, size: int) -> int:
-        """Section "Uniform values"."""
+    def pop_uniform(self, lane: int, size: int) -> int:
+        """Section "Uniform values": pop from one lane."""
         if size > 2**31:
-            high = self._pop_uniform(lane, (size + 1) // 2)
-            return 2 * high + self._pop_uniform(lane, 1 if 2 * high + 1 == size else 2)
+            high = self.pop_uniform(lane, (size + 1) // 2)
+            return 2 * high + self.pop_uniform(lane, 1 if 2 * high + 1 == size else 2)
         h = self.head[lane]
         if h >= 2**31 // size * size * 2**32:
             self.tail.append(h % 2**32)
@@ -86,6 +93,14 @@ class Message:
         self.head[lane] = h // size
         self.refill(lane)
         return h % size
+
+    def push_uniform(self, lane: int, value: int, size: int) -> None:
+        """Section "Uniform values": push onto one lane; `size` is at most 2**31."""
+        if self.head[lane] >= 2**31 // size * 2**32:
+            self.tail.append(self.head[lane] % 2**32)
+            self.head[lane] //= 2**32
+        self.head[lane] = self.head[lane] * size + value
+        self.refill(lane)
 
     def refill(self, lane: int) -> None:
         """The part of a pop that does."""

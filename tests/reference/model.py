@@ -1,4 +1,4 @@
-"""The model file, of either kind, and its checks."""
+"""The model file, of any kind, and its checks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from reference.chain import FlowShape, read_flow, wanted_flows
 from reference.networks import FlowConfig, Tensor, Tensors, wanted
 from reference.phases import read_config, wanted_video
 from reference.refusal import Refused, demand
@@ -15,11 +16,15 @@ from reference.refusal import Refused, demand
 
 @dataclass
 class Model:
-    """A model file, taken apart; the config is by flow, or by kind of network."""
+    """A model file, taken apart.
+
+    The config is by flow, or by kind of network; `flow` is that of a chain.
+    """
 
     kind: str
     config: dict[str, Any]
     tensors: Tensors
+    flow: FlowShape | None = None
 
 
 def read_model_file(data: bytes) -> Model:
@@ -30,6 +35,7 @@ def read_model_file(data: bytes) -> Model:
         metadata: dict[str, Any] = header.pop("__metadata__")
         kind = metadata["kind"]
         config: dict[str, Any]
+        flow = None
         if kind == "idf":
             fields = json.loads(metadata["config"])
             config = {name: FlowConfig(**fields[name]) for name in ("luma", "chroma")}
@@ -38,6 +44,11 @@ def read_model_file(data: bytes) -> Model:
         elif kind == "video":
             config = read_config(json.loads(metadata["config"]))
             expected = wanted_video(config)
+        elif kind == "chain":
+            fields = json.loads(metadata["config"])
+            flow = read_flow(fields)
+            config = read_config(fields["video"])
+            expected = {**wanted_video(config), **wanted_flows(config, flow)}
         else:
             raise ValueError("another kind of model")
         tensors, found = {}, {}
@@ -52,7 +63,7 @@ def read_model_file(data: bytes) -> Model:
         raise Refused("ModelError", "the model file is malformed") from error
     demand(found == expected, "other tensors than config asks for", "ModelError")
     check_tensors(tensors)
-    return Model(kind, config, tensors)
+    return Model(kind, config, tensors, flow)
 
 
 def check_tensors(tensors: Tensors) -> None:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from reference.adaptive import Predictor, group_of
+from reference.chain import pop_phase
 from reference.features import inter, intra
-from reference.lattice import PHASES, Around, grid, level_count, places, put, take
+from reference.lattice import (
+    PHASES,
+    Around,
+    grid,
+    level_count,
+    phase_shape,
+    places,
+    put,
+    take,
+)
 from reference.message import Message
 from reference.mixture import LogisticMixture, Table
 from reference.model import Model
@@ -187,7 +197,16 @@ class Walk:
                     mixtures += self._mixtures(p, level, part, own, predictor, nets[n], last[n])
                 slot = (0, 0) if references is None else (group_of(level), p)
                 models = [LogisticMixture(*bounds, *correction.correct(slot, m)) for m in mixtures]
-                popped = self.message.pop_array(models)
+                if self._goes_by_flow(level):
+                    assert self.model.flow is not None
+                    flow = f"flows.{kind}.{p}", self.model.flow.fineness
+                    states = [net.state for net in nets]
+                    shape = phase_shape(parts[0], phase)
+                    popped = pop_phase(
+                        self.message, self.model.tensors, *flow, models, states, shape
+                    )
+                else:
+                    popped = self.message.pop_array(models)
                 correction.learn(slot, popped, mixtures)
                 if references is None:
                     correction.take_turn()
@@ -198,6 +217,12 @@ class Walk:
             for plane, part in zip(planes, parts, strict=True):
                 put(plane, level, part)
         return [[[v // 4 for v in row] for row in plane] for plane in planes]
+
+    def _goes_by_flow(self, level: int) -> bool:
+        """Section "The way of a phase" of a chain."""
+        if self.model.flow is None or level > 1:
+            return False
+        return self.message.pop_array([Table([1, 1])]) == [1]
 
     def _mixtures(
         self,
