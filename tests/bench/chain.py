@@ -1,0 +1,166 @@
+"""What a chain pays, by how many frames share a chunk: `python tests/bench/chain.py CLIP...`.
+
+Codes the first 1, 2, 5, ... frames of each clip as one chunk, with the packaged chain (or
+`--model FILE`), and prints Markdown:
+
+    archive      bytes of the whole archive, without its model
+    ideal        sum of the frames' ideal net code lengths, by the account
+    excess       of the archive over that
+    seed, peak   bits on the stack when bits-back began, and the most it then owed
+    video        bytes of the archive by the mixtures alone, which are a `video` model's
+    local        what local bits-back alone would pay: every phase by its flow, borrowing from
+                 bits that nobody has pushed, which count as well
+
+With `-o PICTURE` it also draws bits a sample against the number of frames, the ideal as a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+
+import flowarchive
+from flowarchive import planes, store
+from flowarchive.ans import Message
+from flowarchive.codec import Recorder
+from flowarchive.frames import Frame, VideoFormat
+from flowarchive.media import open_source
+from flowarchive.models import chain
+
+COUNTS = (1, 2, 5, 10, 30, 60)
+SUPPLY_PER_SAMPLE = 1  # words that nobody has pushed; a flow never owes so many
+
+
+class Row(NamedTuple):
+    """What one number of frames came to; bytes of archives, else bits."""
+
+    frames: int
+    samples: int
+    archive: int
+    ideal: int
+    seed: int
+    peak: int
+    video: int
+    local: float
+
+    @property
+    def excess(self) -> float:
+        """Of the archive over the ideal, in percent."""
+        return 100 * (8 * self.archive / self.ideal - 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clips", nargs="+", type=Path)
+    parser.add_argument("--model", default="chain")
+    parser.add_argument("--most", type=int, default=max(COUNTS), help="frames, at most")
+    parser.add_argument("-o", "--output", type=Path, help="a picture")
+    options = parser.parse_args()
+    found = {}
+    for clip in options.clips:
+        print(f"\n{clip.name}\n")
+        print("| frames | archive | ideal bytes | excess | seed bits | peak bits | video | local |")
+        print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+        found[clip.name] = rows = []
+        for row in measure(clip, options.model, options.most):
+            rows.append(row)
+            print(
+                f"| {row.frames} | {row.archive:,} | {row.ideal // 8:,} | {row.excess:+.2f} %"
+                f" | {row.seed:,} | {row.peak:,} | {row.video:,} | {row.local / 8:,.0f} |",
+                flush=True,
+            )
+    if options.output is not None:
+        draw(found, options.output)
+
+
+def measure(clip: Path, name: str, most: int) -> Iterator[Row]:
+    """Yield a row for each number of frames that the clip has."""
+    with open_source(clip) as source:
+        video = source.format
+        frames = list(islice(source, most))
+    network: Any = store.load_model(name).network
+    for count in (count for count in COUNTS if count <= len(frames)):
+        size, account = pack(frames[:count], video, name)
+        with mock.patch.object(chain.ChainModel, "recorder", Recorder):
+            video_size, _ = pack(frames[:count], video, name)
+        ideal, seed, peak = (account[key] for key in ("ideal", "seed", "peak"))
+        samples = count * video.samples_per_frame
+        local = local_alone(frames[:count], video, network)
+        yield Row(count, samples, size, ideal, seed, peak, video_size, local)
+
+
+def pack(frames: Sequence[Frame], video: VideoFormat, model: str) -> tuple[int, dict[str, int]]:
+    """The size of an archive of one chunk, and its account; its own bits where it has none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "a.flow"
+        with flowarchive.create(
+            path, video, model=model, chunk_frames=len(frames), embed_model="never"
+        ) as archive:
+            for frame in frames:
+                archive.append(frame)
+        size = path.stat().st_size
+        nothing = {"ideal": 8 * size, "seed": 0, "peak": 0}
+        return size, flowarchive.info(path).get("account", nothing)
+
+
+def local_alone(frames: Sequence[Frame], video: VideoFormat, network: chain.ChainModel) -> float:
+    """Net bits and auxiliary bits of frames that borrow from what nobody has pushed."""
+    groups = [frame.planes for frame in frames]
+    bits = max(map(planes.bits_needed, groups))
+    letters = video.layout.components
+    components = [planes.split(group, letters, bits) for group in groups]
+    message = Message(1)
+    words = len(frames) * video.samples_per_frame * SUPPLY_PER_SAMPLE
+    supply = np.random.default_rng(0).integers(0, 1 << 32, words)
+    message.push_uniform(supply, 1 << 32)
+    held = message.bits
+    with always_by_flow():
+        account = network.push_frames(message, components, letters, bits, 2)
+    statement = account.statement()
+    # The supply reaches down to where the stack was lowest: all of that had to be there.
+    owed = 0.0 if statement is None else held - (statement.seed - statement.peak)
+    return message.bits - held + max(0.0, owed)
+
+
+@contextmanager
+def always_by_flow() -> Iterator[None]:
+    """Flows that are used also where they are longer."""
+    with mock.patch.object(chain, "LEAST_GAIN", -float("inf")):
+        yield
+
+
+def draw(found: dict[str, list[Row]], output: Path) -> None:
+    """Draw bits a sample against the number of frames."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(found), 4.5), layout="constrained")
+    columns = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (name, rows) in zip(columns, found.items(), strict=True):
+        counts = [row.frames for row in rows]
+        for label, style, bits in (
+            ("ideal", "C2-", [row.ideal for row in rows]),
+            ("chain", "C0o", [8 * row.archive for row in rows]),
+            ("video", "C7x", [8 * row.video for row in rows]),
+            ("local bits-back alone", "C3^", [row.local for row in rows]),
+        ):
+            rates = [b / row.samples for b, row in zip(bits, rows, strict=True)]
+            axes.plot(counts, rates, style, label=label)
+        axes.set_xscale("log")
+        axes.set_title(name)
+        axes.set_xlabel("frames in a chunk")
+        axes.set_ylabel("bits/sample")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(output, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
