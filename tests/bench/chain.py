@@ -4,7 +4,8 @@ Codes the first 1, 2, 5, ... frames of each clip as one chunk, with the packaged
 `--model FILE`), and prints Markdown:
 
     archive      bytes of the whole archive, without its model
-    ideal        sum of the frames' ideal net code lengths, by the account
+    ideal        sum of the frames' ideal net code lengths, by the account: of each phase by the way
+                 it went
     excess       of the archive over that
     seed, peak   bits on the stack when bits-back began, and the most it then owed
     video        bytes of the archive by the mixtures alone, which are a `video` model's
@@ -154,6 +155,8 @@ def draw(found: dict[str, list[Row]], output: Path) -> None:
             rates = [b / row.samples for b, row in zip(bits, rows, strict=True)]
             axes.plot(counts, rates, style, label=label)
         axes.set_xscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
         axes.set_title(name)
         axes.set_xlabel("frames in a chunk")
         axes.set_ylabel("bits/sample")
