@@ -47,7 +47,7 @@ Exit codes:
     8  a limit was met: sizes, memory or disk space
     9  the source changed while it was read
    10  input not found, or not permitted
-   13  this machine fails the exactness check
+   13  this machine fails the exactness check, or has no such device
   130  interrupted (141: stdout was closed, 143: terminated)"""
 
 app = typer.Typer(
@@ -76,6 +76,14 @@ class Codec(StrEnum):
     auto = "auto"
 
 
+class Device(StrEnum):
+    """Where the hot operations run."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    auto = "auto"
+
+
 ArchivePath = Annotated[str, typer.Argument(metavar="IN.flow", help="The archive.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")]
 ModelFile = Annotated[
@@ -86,6 +94,9 @@ ModelFile = Annotated[
 ]
 Jobs = Annotated[
     int, typer.Option("--jobs", "-j", min=0, metavar="N", help="Threads; 0 uses every core.")
+]
+DeviceOption = Annotated[
+    Device, typer.Option(help="Where networks and coder run; auto: on a GPU where there is one.")
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON; the last line is a summary or an exit_error.")
@@ -154,6 +165,7 @@ def pack(
         ),
     ] = EmbedModel.auto,
     jobs: Jobs = 0,
+    device: DeviceOption = Device.cpu,
     as_json: Json = False,
 ) -> None:
     """Pack the decoded frames of INPUT: every sample, timestamp and the color description."""
@@ -171,6 +183,7 @@ def pack(
                 chunk_frames=chunk_frames,
                 embed_model=embed_model.value,
                 jobs=jobs or None,
+                device=device.value,
                 force=force,
                 progress=progress,
             )
@@ -202,6 +215,7 @@ def unpack(
     force: Force = False,
     model_file: ModelFile = None,
     jobs: Jobs = 0,
+    device: DeviceOption = Device.cpu,
     as_json: Json = False,
 ) -> None:
     """Write the frames of an archive, each checked against the hash of what was packed."""
@@ -213,6 +227,7 @@ def unpack(
                 archive_path,
                 output,
                 jobs=jobs or None,
+                device=device.value,
                 model_file=model_file,
                 force=force,
                 progress=progress,
@@ -233,6 +248,7 @@ def verify(
     ] = None,
     model_file: ModelFile = None,
     jobs: Jobs = 0,
+    device: DeviceOption = Device.cpu,
     as_json: Json = False,
 ) -> None:
     """Decode the whole archive and check every frame against the hash of what was packed."""
@@ -244,6 +260,7 @@ def verify(
                 archive_path,
                 source=source,
                 jobs=jobs or None,
+                device=device.value,
                 model_file=model_file,
                 progress=progress,
             )
@@ -333,6 +350,7 @@ def bench(
             metavar="NAME", help="A model of `flowarchive models`, or none; default: all."
         ),
     ] = None,
+    device: DeviceOption = Device.cpu,
     force: Force = False,
 ) -> None:
     """Compare our presets with the classical lossless codecs; every sample is verified.
@@ -348,7 +366,7 @@ def bench(
         if picture is not None:
             require_matplotlib()
         header = {"schema": SCHEMA, "type": "summary", "command": "bench"}
-        chosen = measuring.choose(codec or [], preset or [])
+        chosen = measuring.choose(codec or [], preset or [], device.value)
         with _progress("measuring") as progress:
             for report in measuring.measure(clips, chosen, frames, progress):
                 again = force or bool(report.clips)

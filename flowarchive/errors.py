@@ -17,6 +17,7 @@ FlowArchiveError
     ModelNotFound          no model of that name, file or fingerprint                 6
     FingerprintMismatch    the model's bytes have another SHA-256                     4
     NotReproducible        the model or this machine fails the exactness check       13
+  DeviceError              the device that was asked for is not there                13
   CodingError              the bits are wrong                                         4
     MessageExhausted       a pop from a message that holds too few bits               4
     InvalidInterval        an interval outside [0, 2**precision), or an empty one     4
@@ -28,6 +29,7 @@ __all__ = [
     "BadMagic",
     "ChecksumMismatch",
     "CodingError",
+    "DeviceError",
     "FingerprintMismatch",
     "FlowArchiveError",
     "FormatError",
@@ -136,6 +138,12 @@ class FingerprintMismatch(ModelError):
 
 class NotReproducible(ModelError):
     """The model's known answer does not come out on this machine."""
+
+    exit_code = 13
+
+
+class DeviceError(FlowArchiveError):
+    """The device that was asked for is not there, or has no kernels for the model."""
 
     exit_code = 13
 

@@ -17,7 +17,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from flowarchive import files
-from flowarchive.errors import FingerprintMismatch, ModelError, ModelNotFound, NotReproducible
+from flowarchive.device import select
+from flowarchive.errors import (
+    DeviceError,
+    FingerprintMismatch,
+    ModelError,
+    ModelNotFound,
+    NotReproducible,
+)
 from flowarchive.flows.phases import Tensors
 from flowarchive.models import Model, model_class
 
@@ -129,6 +136,39 @@ def find_model(
         if hashlib.sha256(data).digest() == fingerprint:
             return parse_model(data, packaged)
     raise ModelNotFound(f"the archive needs the model {name!r}, SHA-256 {fingerprint.hex()}")
+
+
+def place(model: StoredModel, device: str) -> str:
+    """Have a device do a model's hot operations, once the model has given its known answer there.
+
+    Args:
+        model: Loaded, and so proved on the CPU.
+        device: A name from `device.CHOICES`.
+
+    Returns:
+        What the device is called, "cpu" for the CPU.
+
+    Raises:
+        DeviceError: "cuda" was asked for, and there is none, or no kernels for the model.
+        NotReproducible: "cuda" was asked for, and the known answer does not come out there.
+    """
+    kernels = select(device)
+    network = model.network
+    if kernels is None:
+        return "cpu"
+    if not network.has_kernels:
+        if device == "cuda":
+            raise DeviceError(f"the model {model.name!r} has no kernels; it runs on the CPU")
+        return "cpu"
+    network.use(kernels)
+    if network.known_answer() != _metadata(model.data).get("known_answer"):
+        network.use(None)
+        if device == "cuda":
+            raise NotReproducible(
+                f"the model {model.name!r} does not give its known answer on {kernels.name}"
+            )
+        return "cpu"
+    return kernels.name
 
 
 def is_packaged(fingerprint: bytes) -> bool:

@@ -27,33 +27,11 @@ MOST = 127
 SHORT_MOST = (1 << 15) - 1
 
 
-class Weights(NamedTuple):
-    """A frozen convolution's integers.
-
-    Attributes:
-        weight: int8 or int16 [O, I, k, k].
-        bias: int32 [O].
-        shift: int8 [O].
-    """
-
-    weight: NDArray[Any]
-    bias: Int32
-    shift: NDArray[np.int8]
-
-
 class Frozen(NamedTuple):
     """The frozen tables of the entropy model: the sigmoid, int32 [2305], and reciprocals [8]."""
 
     sigmoid: Int32
     reciprocals: NDArray[np.int64]
-
-
-class Kept(NamedTuple):
-    """Intervals that begin a row of lanes: uint32 [n] each, and their precision."""
-
-    start: Uint32
-    freq: Uint32
-    precision: int
 
 
 def interpreted() -> bool:
@@ -86,6 +64,7 @@ class Network:
         Returns:
             The new state, which stays on the device, and the head's integers, int16 [N, h, w, O].
         """
+        self._host.count("advance")
         channels = self._host.upload(seen)
         shape = channels.shape[:3]
         # State and channels side by side, as every layer but the first sees them.
@@ -95,7 +74,7 @@ class Network:
             state = convolution.convolve(
                 channels, self._layers["begin"][0], channels.new_empty((*shape, self._width))
             )
-            for block in self._layers["blocks"]:
+            for block in self._layers.get("blocks", []):
                 state = self._grow(state, block, state)
         else:
             both[..., : self._width] = state
@@ -133,14 +112,18 @@ class Host:
         # Where the device is the CPU, kernels must not see memory that may not be written.
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
 
-    def _count(self, name: str) -> None:
+    def count(self, name: str) -> None:
+        """Note that a step was asked for."""
         self.launches[name] = self.launches.get(name, 0) + 1
 
-    def network(self, layers: dict[str, list[Weights]]) -> Network:
+    def network(
+        self, layers: dict[str, list[tuple[NDArray[Any], Int32, NDArray[np.int8]]]]
+    ) -> Network:
         """Send a level's network to the device.
 
         Args:
-            layers: "begin" (one), "blocks", "updates" and "heads", as `flows.phases` has them.
+            layers: "begin" (one), "blocks", "updates" and "heads": of each layer its weight, int8
+                or int16 [O, I, k, k], its bias, int32 [O], and its shift, int8 [O].
 
         Raises:
             ValueError: A layer has a shape that no kernel covers.
@@ -148,9 +131,9 @@ class Host:
         packed = {
             name: [
                 convolution.pack(
-                    torch.from_numpy(layer.weight.copy()),
-                    torch.from_numpy(layer.bias.copy()),
-                    torch.from_numpy(layer.shift.copy()),
+                    torch.from_numpy(np.array(layer[0])),
+                    torch.from_numpy(np.array(layer[1])),
+                    torch.from_numpy(np.array(layer[2])),
                     (0, MOST) if name != "heads" else (-SHORT_MOST - 1, SHORT_MOST),
                     self.device,
                 )
@@ -181,7 +164,7 @@ class Host:
             support: Least and greatest symbol, and precision.
             frozen: The tables.
         """
-        self._count("intervals")
+        self.count("intervals")
         mean, scale, weight = (self.upload(p) for p in parameters)
         start, freq = mixture.intervals(
             self.upload(symbols),
@@ -194,7 +177,7 @@ class Host:
         return start.cpu().numpy().view(np.uint32), freq.cpu().numpy().view(np.uint32)
 
     def push(
-        self, head: Uint64, tail: Uint32, size: int, kept: Sequence[Kept]
+        self, head: Uint64, tail: Uint32, size: int, kept: Sequence[tuple[Uint32, Uint32, int]]
     ) -> tuple[Uint64, Uint32, int]:
         """Push arrays of intervals in one launch, the last array and its last row first.
 
@@ -202,13 +185,13 @@ class Host:
             head: uint64 [lanes].
             tail: uint32, the live words first.
             size: Of them.
-            kept: In the order in which a pop meets them.
+            kept: Left ends and widths, [n] each, and precision, in the order of popping.
 
         Returns:
             The heads, the whole tail and its live words, afterwards.
         """
-        self._count("push")
-        counts = [part.start.size for part in kept]
+        self.count("push")
+        counts = [part[0].size for part in kept]
         words = np.zeros(size + sum(counts), dtype=np.uint32)
         words[:size] = tail[:size]
         messages = rans.Messages(
@@ -217,12 +200,12 @@ class Host:
             torch.tensor([size], dtype=torch.int32, device=self.device),
         )
         begins = np.cumsum([0, *counts[:-1]])
-        precisions = [part.precision for part in kept]
+        precisions = [part[2] for part in kept]
         segments = np.stack([begins, counts, precisions], axis=1).astype(np.int64)
         rans.push(
             messages,
-            self.upload(np.concatenate([part.start for part in kept])),
-            self.upload(np.concatenate([part.freq for part in kept])),
+            self.upload(np.concatenate([part[0] for part in kept])),
+            self.upload(np.concatenate([part[1] for part in kept])),
             self.upload(segments),
             torch.tensor([0, len(kept)], device=self.device),
         )
@@ -251,7 +234,7 @@ class Host:
         Returns:
             The symbols, the heads afterwards, and the live words, -1 where they did not suffice.
         """
-        self._count("pop")
+        self.count("pop")
         messages = rans.Messages(
             self.upload(head[None]),
             words[None],
@@ -284,7 +267,7 @@ class Host:
         high: int,
     ) -> Int32:
         """Predict planes, int32 [N, h, w]; see `motion.compensate`."""
-        self._count("compensate")
+        self.count("compensate")
         moved = motion.compensate(
             self.upload(planes), self.upload(field), self.upload(filters), luma_shape, low, high
         )
@@ -298,7 +281,7 @@ class Host:
         prices: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     ) -> Int16:
         """Choose a motion field; see `search.search`. Pictures are phases, middle and coarse."""
-        self._count("search")
+        self.count("search")
         field = search.search(
             picture.Picture(*(self.upload(part) for part in current)),
             picture.Picture(*(self.upload(part) for part in reference)),

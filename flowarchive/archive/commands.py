@@ -93,6 +93,7 @@ def pack(
     chunk_frames: int | None = None,
     embed_model: str = "auto",
     jobs: int | None = None,
+    device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
 ) -> PackReport:
@@ -108,6 +109,8 @@ def pack(
         embed_model: "auto" puts the model inside where it takes at most 1 % of the archive or is
             not one of the package; "always", "never".
         jobs: Worker threads, None for all cores; the archive does not depend on it.
+        device: "cpu"; "cuda", a GPU or an error; "auto", a GPU where there is one. The archive does
+            not depend on it.
         force: Replace the output.
         progress: Called with the frames done, and the frames there are if that is known.
 
@@ -137,6 +140,7 @@ def pack(
             chunk_frames=chunk_frames,
             embed_model=embed_model,
             jobs=jobs,
+            device=device,
             force=force,
             source=description,
             progress=progress and (lambda done: progress(done, frames.frame_count)),
@@ -173,6 +177,7 @@ def unpack(
     *,
     jobs: int | None = None,
     model_file: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
 ) -> UnpackReport:
@@ -183,6 +188,7 @@ def unpack(
         output: See `media.open_sink`; None for the archive's name and the kind its source had.
         jobs: Worker threads, None for all cores.
         model_file: See `open`.
+        device: See `open`.
         force: Replace the output.
         progress: Called with the frames done and the frames there are.
 
@@ -192,7 +198,7 @@ def unpack(
         OutputExists: The output exists and `force` is not given.
     """
     started = time.monotonic()
-    with reader.open(archive, jobs=jobs, model_file=model_file) as frames:
+    with reader.open(archive, jobs=jobs, model_file=model_file, device=device) as frames:
         name = _unpacked_name(frames) if output is None else os.fspath(output)
         _check_apart(frames.path, Path(name))
         with media.open_sink(name, frames.format, force) as sink:
@@ -209,6 +215,7 @@ def verify(
     source: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     model_file: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Decode a whole archive and check every frame against its hash.
@@ -218,6 +225,7 @@ def verify(
         source: Also compare every sample and timestamp with what is read from here.
         jobs: Worker threads, None for all cores.
         model_file: See `open`.
+        device: See `open`.
         progress: Called with the frames done and the frames there are.
 
     Raises:
@@ -225,7 +233,7 @@ def verify(
         ChecksumMismatch: A frame is not the one that was packed, or not the source's.
     """
     started = time.monotonic()
-    with reader.open(archive, jobs=jobs, model_file=model_file) as frames:
+    with reader.open(archive, jobs=jobs, model_file=model_file, device=device) as frames:
         frames.container.check()
         if source is None:
             for done, _ in enumerate(frames, 1):

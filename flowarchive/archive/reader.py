@@ -47,7 +47,9 @@ class Archive(Sequence[Frame]):
         path: str | os.PathLike[str],
         jobs: int | None = None,
         model_file: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
     ) -> None:
+        self._device = device
         self.path = Path(path)
         self._model_file = None if model_file is None else os.fspath(model_file)
         self._jobs = worker_count(jobs)
@@ -109,9 +111,11 @@ class Archive(Sequence[Frame]):
                 if record is not None and record[0] != self._fingerprint:
                     raise FingerprintMismatch("MODEL is not the model that HEAD names")
                 embedded = None if record is None else record[1]
-                self._model = store.find_model(
+                model = store.find_model(
                     self._fingerprint, embedded, self._model_name, self._model_file
                 )
+                store.place(model, self._device)
+                self._model = model
             return self._model
 
     def chunk(self, i: int) -> Chunk:
@@ -212,6 +216,7 @@ def open(
     *,
     jobs: int | None = None,
     model_file: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
 ) -> Archive:
     """Open an archive for reading.
 
@@ -220,9 +225,10 @@ def open(
         jobs: Worker threads of iteration, None for all cores.
         model_file: The model file, for an archive that neither holds its model nor names one of
             the package.
+        device: "cpu"; "cuda", a GPU or an error; "auto", a GPU where there is one.
 
     Raises:
         InputNotFound: There is no such file.
         FormatError: It is not a whole, undamaged archive as far as its index tells.
     """
-    return Archive(path, jobs, model_file)
+    return Archive(path, jobs, model_file, device)

@@ -72,6 +72,7 @@ class ArchiveWriter:
         chunk_frames: int | None = None,
         embed_model: str = "auto",
         jobs: int | None = None,
+        device: str = "cpu",
         force: bool = False,
         source: Mapping[str, Any] | None = None,
         progress: Callable[[int], None] | None = None,
@@ -89,7 +90,7 @@ class ArchiveWriter:
         with ExitStack() as stack:
             # The output is claimed before a model is loaded, so that a taken name fails at once.
             file = stack.enter_context(files.atomic_output(self.path, force))
-            self._candidates = _load_models(model, codec)
+            self._candidates = _load_models(model, codec, device)
             has_memory = any(model.network.has_memory for model in self._candidates)
             self._chunk_frames = frames_per_chunk(video_format, chunk_frames, has_memory)
             workers = worker_count(jobs)
@@ -224,8 +225,8 @@ def create(
         path: The archive to write.
         video_format: What every appended frame will be.
         **options: `model` (a name or file) or `codec` (see `pack`), `chunk_frames`, `embed_model`
-            ("auto", "always" or "never"), `jobs` (worker threads, None for all cores), `force`
-            (replace `path`).
+            ("auto", "always" or "never"), `jobs` (worker threads, None for all cores), `device`
+            (see `pack`), `force` (replace `path`).
 
     Returns:
         A context manager with `append(frame)`.
@@ -237,10 +238,14 @@ def create(
     return ArchiveWriter(path, video_format, **options)
 
 
-def _load_models(model: str | None, codec: str | None) -> list[StoredModel]:
-    """The model that was named, or those that the codec chooses from."""
+def _load_models(model: str | None, codec: str | None, device: str) -> list[StoredModel]:
+    """The model that was named, or those that the codec chooses from, on a device."""
     from flowarchive import store  # brings models in, which reading an index does without
 
     if model is not None:
-        return [store.load_model(model)]
-    return [store.load_packaged(name) for name in CODECS[codec or DEFAULT_CODEC]]
+        loaded = [store.load_model(model)]
+    else:
+        loaded = [store.load_packaged(name) for name in CODECS[codec or DEFAULT_CODEC]]
+    for one in loaded:
+        store.place(one, device)
+    return loaded

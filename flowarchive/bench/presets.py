@@ -24,12 +24,14 @@ class Preset:
     """A packaged model as `flowarchive pack --model` takes it."""
 
     name: str
+    device: str = "cpu"
     container: str = "flow"
 
     @property
     def settings(self) -> str:
         """The command."""
-        return f"flowarchive pack --model {self.name}"
+        place = "" if self.device == "cpu" else f" --device {self.device}"
+        return f"flowarchive pack --model {self.name}{place}"
 
     def missing(self) -> str | None:
         """Never: the package has it."""
@@ -45,13 +47,15 @@ class Preset:
 
     def encode(self, clip: Clip, folder: Path) -> None:
         """Write the archive."""
-        self._run("pack", "--model", self.name, "-o", folder / "clip.flow", "--", clip.path)
+        model = "--model", self.name, "--device", self.device
+        self._run("pack", *model, "-o", folder / "clip.flow", "--", clip.path)
 
     def decode(self, clip: Clip, folder: Path) -> Iterator[Sequence[Plane]]:
         """Unpack the archive to bare planes beside the folder, and read them."""
         target = folder.with_name(folder.name + ".yuv")
         try:
-            self._run("unpack", "-o", target, "--", folder / "clip.flow")
+            place = "--device", self.device
+            self._run("unpack", *place, "-o", target, "--", folder / "clip.flow")
             with target.open("rb") as file:
                 # One byte of a further frame would be a frame too many.
                 while file.peek(1):
@@ -67,6 +71,6 @@ class Preset:
         run_program(sys.executable, "-m", "flowarchive", *arguments)
 
 
-def presets() -> dict[str, Preset]:
-    """Every preset of the package by name."""
-    return {model["name"]: Preset(model["name"]) for model in models()}
+def presets(device: str = "cpu") -> dict[str, Preset]:
+    """Every preset of the package by name, to be run on a device."""
+    return {model["name"]: Preset(model["name"], device) for model in models()}

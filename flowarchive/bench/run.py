@@ -145,18 +145,19 @@ class Report:
         ]
 
 
-def choose(codecs: Sequence[str], models: Sequence[str]) -> list[Codec]:
+def choose(codecs: Sequence[str], models: Sequence[str], device: str = "cpu") -> list[Codec]:
     """Look codecs and presets up by name: the presets first.
 
     Args:
         codecs: Names from `CODECS`; empty for all, "none" for none.
         models: Names of packaged models; empty for all, "none" for none.
+        device: Where presets run; see `archive.pack`.
 
     Raises:
         InputError: A name is not known.
     """
     # Looking presets up loads their models.
-    ours: dict[str, Codec] = {} if set(models) == {NOTHING} else dict(presets())
+    ours: dict[str, Codec] = {} if set(models) == {NOTHING} else dict(presets(device))
     return [*_named(models, ours, "preset"), *_named(codecs, CODECS, "codec")]
 
 

@@ -232,6 +232,22 @@ class LogisticMixture:
             for block in _blocks(values.size)
         )
 
+    def checked(
+        self,
+        symbols: ArrayLike,
+        mean: ArrayLike,
+        scale: ArrayLike,
+        weight: ArrayLike | None = None,
+    ) -> tuple[Int32, tuple[Int32, Int32, Int32]]:
+        """Return symbols [n] and their parameters [n, K] as `interval` would take them.
+
+        Raises:
+            InvalidInterval: A symbol is outside the support.
+            ValueError: The parameters' shapes, types or ranges are wrong.
+        """
+        values = self._symbols(symbols)
+        return values, _checked(values.size, mean, scale, weight)
+
     def _symbols(self, symbols: ArrayLike) -> Int32:
         values = as_int32("symbols", symbols)
         if values.ndim != 1:

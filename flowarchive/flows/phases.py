@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import int8
+from flowarchive.device import Kernels, Network
 from flowarchive.features import UPDATE_CHANNELS
 from flowarchive.int8 import Bytes, Int16
 
@@ -100,12 +101,28 @@ class PhaseNet:
             return int8.Convolution(weight, bias, shift, first)
 
         self.shape = shape
+        self._tensors, self._prefix = tensors, prefix
+        self._network: Network | None = None
         self.couplings: Sequence[Couplings] | None = None
         self.reach = shape.blocks + 3  # rows and columns around a position that its last head sees
         self._begin = layer("begin")
         self._blocks = [layer(f"blocks.{n}") for n in range(shape.blocks)]
         self._updates = [layer(f"updates.{n}", shape.width) for n in range(PHASES - 1)]
         self._heads = [layer(f"heads.{n}", shape.width) for n in range(PHASES)]
+
+    def use(self, kernels: Kernels | None) -> None:
+        """Have a device advance from now on; None for the CPU."""
+        if kernels is None:
+            self._network = None
+            return
+        layers: dict[str, list[tuple[Any, Any, Any]]] = {}
+        for name in self.shape.weights():
+            weight, bias, shift = (
+                self._tensors[f"{self._prefix}{name}.{part}"]
+                for part in ("weight", "bias", "shift")
+            )
+            layers.setdefault(name.split(".")[0], []).append((weight, bias, shift))
+        self._network = kernels.network(layers)
 
     def advance(self, phase: int, seen: Bytes, state: Bytes | None) -> tuple[Bytes, Int16]:
         """Take a phase's channels in.
@@ -117,8 +134,13 @@ class PhaseNet:
 
         Returns:
             The new state, a grid, and the head's integers, int16 [N, h + 2, w + 2, 3 * anchors or
-            more], inside a border that means nothing.
+            more], inside a border that means nothing. A device keeps its state, and what is
+            returned for it means something to it alone.
         """
+        if self._network is not None:
+            channels = self.shape.seen[phase]
+            kept, head = self._network.advance(phase, int8.signed(seen)[..., :channels], state)
+            return kept, np.pad(head, ((0, 0), (1, 1), (1, 1), (0, 0)))
         if state is None:
             state = self._begin.to_bytes((seen,))
             for block in self._blocks:

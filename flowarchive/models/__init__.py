@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from flowarchive import planes
     from flowarchive.account import Account
     from flowarchive.ans import Message
+    from flowarchive.device import Kernels
     from flowarchive.flows.phases import Layout, Tensors
 
 _HOMES = {
@@ -24,9 +25,11 @@ class Model(Protocol):
 
     Attributes:
         has_memory: Frames are coded from the ones before, so that long chunks are worth it.
+        has_kernels: A device can do its hot operations.
     """
 
     has_memory: bool
+    has_kernels: bool
 
     @staticmethod
     def layout(config: dict[str, Any]) -> Layout:
@@ -50,6 +53,9 @@ class Model(Protocol):
 
         Computed when a model is frozen and again before it is used.
         """
+
+    def use(self, kernels: Kernels | None) -> None:
+        """Have a device do the hot operations from now on, where it can; None for the CPU."""
 
     def macs_per_sample(self) -> dict[str, int]:
         """Return the multiplications that samples of each kind cost, each way."""

@@ -59,6 +59,8 @@ class ChainModel(VideoModel):
         NotReproducible: A bound is broken.
     """
 
+    has_kernels = False  # its flows see the state of the networks, which a device keeps
+
     def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
         shapes = coupling_shapes(config)
         super().__init__(config["video"], tensors)

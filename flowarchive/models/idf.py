@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from flowarchive import exact, planes
 from flowarchive.account import Account
 from flowarchive.ans import Message
+from flowarchive.device import Kernels
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import ModelError
 from flowarchive.exact import ACTIVATION_MAX, ACTIVATION_MIN
@@ -40,6 +41,7 @@ class IdfModel(nn.Module):
     """
 
     has_memory = False
+    has_kernels = False
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -91,6 +93,9 @@ class IdfModel(nn.Module):
             bits += flow.bits(plane, seen, mask).sum().item()
             samples += x.size
         return bits, samples
+
+    def use(self, kernels: Kernels | None) -> None:
+        """Stay on the CPU; see `models.Model`."""
 
     def macs_per_sample(self) -> dict[str, int]:
         """Return the multiplications a sample of each component costs, each way."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flowarchive import motion, planes
 from flowarchive.ans import compiled
+from flowarchive.device import Kernels
 
 Int32 = NDArray[np.int32]
 
@@ -26,11 +27,17 @@ class Plan:
         frames: In display order.
         bits: Depth of their samples.
         executor: Searches ahead of who asks; None to search when asked.
+        kernels: Of the device that searches; None for the CPU.
     """
 
     def __init__(
-        self, frames: Sequence[planes.Components], bits: int, executor: Executor | None = None
+        self,
+        frames: Sequence[planes.Components],
+        bits: int,
+        executor: Executor | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
+        self._kernels = kernels
         self.shift = _shift(frames, bits)
         self._frames, self._bits, self._executor = frames, bits, executor
         self._pictures: dict[int, motion.Picture] = {}
@@ -59,7 +66,7 @@ class Plan:
         before = self._found[t - 1]
         hints = motion.zero_field(luma.shape) if before is None else before[0]
         picture = self._picture(t)
-        first = motion.search(picture, self._picture(t - 1), hints)
+        first = self._field(picture, self._picture(t - 1), hints)
         limit = 1 << (self._bits - 1)
         compensated = motion.compensate(last, first, luma.shape, -limit, limit - 1)
         if _is_cut(luma, compensated):
@@ -67,9 +74,20 @@ class Plan:
         elif before is None:
             self._found.append((first, first))
         else:
-            second = motion.search(picture, self._picture(t - 2), motion.doubled(first))
+            second = self._field(picture, self._picture(t - 2), motion.doubled(first))
             self._found.append((first, second))
         self._pictures.pop(t - 2, None)
+
+    def _field(
+        self, current: motion.Picture, reference: motion.Picture, hints: motion.Field
+    ) -> motion.Field:
+        if self._kernels is None:
+            return motion.search(current, reference, hints)
+        ours, theirs = (
+            (picture.phases, picture.middle, picture.coarse) for picture in (current, reference)
+        )
+        field: motion.Field = self._kernels.search(ours, theirs, hints, motion.prices())
+        return field
 
     def _picture(self, t: int) -> motion.Picture:
         if t not in self._pictures:

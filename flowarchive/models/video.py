@@ -28,10 +28,12 @@ from flowarchive.account import Account
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection
 from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
+from flowarchive.device import Kernels
 from flowarchive.entropy import Table
 from flowarchive.errors import FormatError, ModelError
 from flowarchive.flows.phases import Layout, PhaseNet, Shape, Tensors
 from flowarchive.models.answer import noise
+from flowarchive.models.offload import DeviceReader, DeviceRecorder
 from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes
 from flowarchive.models.plan import MAX_SHIFT, Plan
 
@@ -71,8 +73,14 @@ class _Past:
         learning: What the predictors of each part are still learning in another thread.
     """
 
-    def __init__(self, shape: tuple[int, int], predictors: list[list[LinearPredictor]]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        predictors: list[list[LinearPredictor]],
+        kernels: Kernels | None,
+    ) -> None:
         self.learning: list[list[Future[None]]] = [[] for _ in predictors]
+        self._kernels = kernels
         self._shape, self._predictors = shape, predictors
         self._corrections = [ScaleCorrection() for _ in predictors]
         self._vectors = motion.VectorModel(), motion.VectorModel()
@@ -105,10 +113,7 @@ class _Past:
     ) -> list[list[Future[Int32]]]:
         """Begin to compensate the planes of one of `Components.parts` in each of the frames."""
         return [
-            [
-                walk.start(motion.compensate, plane, field, self._shape, samples.low, samples.high)
-                for plane in frame.parts[part]
-            ]
+            [walk.start(self._compensate, plane, field, samples) for plane in frame.parts[part]]
             for frame, field in zip(self._frames, fields, strict=True)
         ]
 
@@ -120,6 +125,15 @@ class _Past:
             learning.pop().result()
         learned = self._predictors[part], self._corrections[part]
         return References(moved[0], moved[-1], *learned, learning)
+
+    def _compensate(self, plane: Int32, field: motion.Field, samples: Range) -> Int32:
+        limits = samples.low, samples.high
+        if self._kernels is None:
+            return motion.compensate(plane, field, self._shape, *limits)
+        moved: Int32 = self._kernels.compensate(
+            plane[None], field, motion.FILTERS, self._shape, *limits
+        )
+        return moved[0]
 
 
 class VideoModel:
@@ -135,8 +149,10 @@ class VideoModel:
     """
 
     has_memory = True
+    has_kernels = True
 
     def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
+        self._kernels: Kernels | None = None
         self.tensors = tensors
         self.nets = {
             name: [
@@ -162,13 +178,20 @@ class VideoModel:
         """Build the model; see `models.Model`."""
         return cls(config, tensors)
 
+    def use(self, kernels: Kernels | None) -> None:
+        """Have a device do the hot operations from now on; None for the CPU."""
+        self._kernels = kernels
+        for nets in self.nets.values():
+            for net in nets:
+                net.use(kernels)
+
     def recorder(self) -> Recorder:
         """Return an encoder's end of a walk."""
-        return Recorder()
+        return Recorder() if self._kernels is None else DeviceRecorder(self._kernels)
 
     def reader(self, message: Message) -> Reader:
         """Return a decoder's end of a walk."""
-        return Reader(message)
+        return Reader(message) if self._kernels is None else DeviceReader(message, self._kernels)
 
     def push_frames(
         self,
@@ -182,7 +205,7 @@ class VideoModel:
         recorder = self.recorder()
         with _threads(threads) as executor:
             recorder.executor = executor
-            plan = Plan(frames, bits, executor)
+            plan = Plan(frames, bits, executor, self._kernels)
             walk = Walk(recorder, threads, executor)
             for done, _ in enumerate(self._walk(walk, frames, letters, bits, plan), 1):
                 recorder.frame = done
@@ -219,7 +242,7 @@ class VideoModel:
         if shift > min(MAX_SHIFT, bits - planes.MIN_BITS):
             raise FormatError(f"networks cannot pass over {shift} of {bits} bits")
         form = _Format(letters, bits, shift)
-        past = _Past(frames[0].luma.shape, self._predictors(frames[0]))
+        past = _Past(frames[0].luma.shape, self._predictors(frames[0]), self._kernels)
         group: list[planes.Components] = []  # intra frames that wait to be coded together
         for t, frame in enumerate(frames):
             fields = plan.fields(t) if plan else None

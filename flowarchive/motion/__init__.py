@@ -21,7 +21,7 @@ from flowarchive.motion.field import (
     zero_field,
 )
 from flowarchive.motion.picture import Picture
-from flowarchive.motion.search import search
+from flowarchive.motion.search import prices, search
 from flowarchive.motion.vectors import Coded, VectorModel, encode_field, pop_field
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "encode_field",
     "field_shape",
     "pop_field",
+    "prices",
     "search",
     "zero_field",
 ]

@@ -94,6 +94,11 @@ def search(
     return field
 
 
+def prices(model: VectorModel | None = None) -> tuple[Float32, Float32, Float32]:
+    """Return the bits of blocks, of decisions and of magnitudes that `search` reckons with."""
+    return _RATES, *_prices(VectorModel() if model is None else model)
+
+
 def _prices(model: VectorModel) -> tuple[Float32, Float32]:
     """Return the bits of a yes and a no, [CONTEXTS, 2], and of magnitudes, [10, 2 CLASSES].
 
