@@ -130,10 +130,10 @@ class _Past:
         limits = samples.low, samples.high
         if self._kernels is None:
             return motion.compensate(plane, field, self._shape, *limits)
-        moved: Int32 = self._kernels.compensate(
+        (moved,) = self._kernels.compensate(
             plane[None], field, motion.FILTERS, self._shape, *limits
         )
-        return moved[0]
+        return np.asarray(moved, dtype=np.int32)
 
 
 class VideoModel:
