@@ -56,6 +56,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, VideoF
         folder / "a.flow", str(file), frames, video_format, embed_model="never", chunk_frames=2
     )
     assert codings(path) == [Coding.MODEL]
+    # Compiled loops are loaded before a test puts its own `open` in the place of Python's.
+    flowarchive.verify(path, model_file=file)
     return path.read_bytes(), file.read_bytes(), video_format, frames
 
 

@@ -155,13 +155,13 @@ def test_pack_passes_its_options_on(fake):
     fake.answer = PackReport()
     result = invoke(
         "pack", "in/", "-o", "x.flow", "-f", "--model", "m.safetensors", "--chunk-frames", "8",
-        "--embed-model", "never", "-j", "2",
+        "--embed-model", "never", "-j", "2", "--device", "auto",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert fake.calls == [
         ("pack", ("in/", "x.flow"), {
             "model": "m.safetensors", "codec": None, "chunk_frames": 8, "embed_model": "never",
-            "jobs": 2, "force": True, "progress": None,
+            "jobs": 2, "device": "auto", "force": True, "progress": None,
         })
     ]  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_pack_defaults(fake):
     assert fake.calls == [
         ("pack", ("clip.mkv", None), {
             "model": None, "codec": None, "chunk_frames": None, "embed_model": "auto", "jobs": None,
-            "force": False, "progress": None,
+            "device": "cpu", "force": False, "progress": None,
         })
     ]  # fmt: skip
 
