@@ -332,7 +332,8 @@ def test_a_classical_codec_that_is_not_lossless_is_named(clip, tmp_path, faulty)
     [("corrupts", 4, "frame 1 is not the frame that was coded"), ("fails", 1, "out of ink")],
 )
 def test_a_preset_that_fails_decides_the_exit_code(clip, tmp_path, monkeypatch, name, code, reason):
-    monkeypatch.setattr("flowarchive.bench.run.presets", lambda: {name: FaultyPreset(name)})
+    ours = {name: FaultyPreset(name)}
+    monkeypatch.setattr("flowarchive.bench.run.presets", lambda device: ours)
     target = tmp_path / "out.json"
     command = ["bench", str(clip), "--codec", "zstd", "--json", str(target)]
     result = CliRunner().invoke(cli.app, command)
