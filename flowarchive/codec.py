@@ -26,7 +26,7 @@ from flowarchive.entropy.plain import code_length
 
 if TYPE_CHECKING:
     from flowarchive.entropy import LogisticMixture
-    from flowarchive.flows.phase import Surroundings
+    from flowarchive.flows.couplings import Surroundings
 
 Int32 = NDArray[np.int32]
 Uint32 = NDArray[np.uint32]

@@ -25,9 +25,9 @@ from flowarchive.bitsback import Gaussian, LocalCoder, Uniform
 from flowarchive.chunk import Coding
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import CodingError, FlowArchiveError, ModelError, NotReproducible
-from flowarchive.flows.couplings import MOVED
+from flowarchive.flows.couplings import MOVED, Steering
 from flowarchive.flows.maps import RANGE, SCALE_MAX, SHIFT_MAX
-from flowarchive.flows.phase import PhaseFlow, Steering
+from flowarchive.flows.phase import PhaseFlow
 from flowarchive.frames import Frame, VideoFormat
 from flowarchive.models.chain import ChainModel
 from flowarchive.models.video import VideoModel

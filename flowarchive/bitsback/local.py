@@ -23,6 +23,7 @@ from flowarchive.bitsback.normal import (
     pop_normal_lane,
     push_normal_lane,
 )
+from flowarchive.entropy.plain import find_piece
 from flowarchive.errors import InvalidInterval, MessageExhausted
 
 Int64 = NDArray[np.int64]
@@ -341,20 +342,13 @@ def _aim(
 
     Where a piece is w long and its image v, w and v below 2**31, (2 * place + 1) * v < 2**63.
     """
-    bottom = 0
-    top = knots.size - 1
-    while top - bottom > 1:
-        middle = (bottom + top) >> 1
-        if knots[middle] <= x:
-            bottom = middle
-        else:
-            top = middle
-    w = knots[top] - knots[bottom]
-    v = images[top] - images[bottom]
-    t = (2 * (x - knots[bottom]) + 1) * v
+    piece = find_piece(x, knots, 0, knots.size - 1)
+    w = knots[piece + 1] - knots[piece]
+    v = images[piece + 1] - images[piece]
+    t = (2 * (x - knots[piece]) + 1) * v
     whole = t // (2 * w)
     part = ((t - whole * 2 * w) << MEAN_BITS) // (2 * w)
-    mean = ((images[bottom] + whole) << MEAN_BITS) + part
+    mean = ((images[piece] + whole) << MEAN_BITS) + part
     stretch = log2_index(v, octaves) - log2_index(w, octaves)
     return mean, np.int64(sigma) + max(stretch, np.int64(0))
 

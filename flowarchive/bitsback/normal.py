@@ -32,6 +32,7 @@ from flowarchive.ans import (
     push_lane,
     push_uniform_lane,
 )
+from flowarchive.entropy.plain import find_piece
 from flowarchive.errors import InvalidInterval
 
 Int64 = NDArray[np.int64]
@@ -153,15 +154,8 @@ def log2_index(number: np.int64, octaves: Int64) -> np.int64:
     # Exact: 53 bits of a float hold the number.
     bits = np.int64(math.frexp(float(number))[1] - 1)
     mantissa = number << (31 - bits) if bits <= 31 else number >> 1
-    bottom = 0
-    top = octaves.size
-    while top - bottom > 1:
-        middle = (bottom + top) >> 1
-        if octaves[middle] <= mantissa:
-            bottom = middle
-        else:
-            top = middle
-    return np.int64(bits * WIDTHS_PER_OCTAVE + bottom)
+    step = find_piece(mantissa, octaves, 0, octaves.size)
+    return np.int64(bits * WIDTHS_PER_OCTAVE + step)
 
 
 @compiled

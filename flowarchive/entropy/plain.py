@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowarchive.ans import MAX_PRECISION, MAX_RANGE, Message, compiled, refill_row
-from flowarchive.entropy.cumulative import Int32, Int64, Uint32, Uint64
+from flowarchive.entropy.cumulative import Int32, Int64, Uint32, Uint64, Whole
 from flowarchive.errors import InvalidInterval
 
 
@@ -137,6 +137,25 @@ def code_length(freq: Uint32, total: int) -> float:
 
 
 @compiled
+def find_piece(value: Whole, knots: Int64, bottom: Whole, top: Whole) -> Whole:
+    """Return the k in bottom..top - 1 with knots[k] <= value < knots[k + 1].
+
+    Args:
+        value: At least knots[bottom]; knots[top] is taken to be above it, and is not read.
+        knots: int64, ascending.
+        bottom: The least k to be found.
+        top: The greatest, and one more.
+    """
+    while top - bottom > 1:
+        middle = (bottom + top) >> 1
+        if knots[middle] <= value:
+            bottom = middle
+        else:
+            top = middle
+    return bottom
+
+
+@compiled
 def _pop_table(
     head: Uint64, tail: Uint32, size: int, symbols: Int32, cumulative: Int64, precision: int
 ) -> int:
@@ -147,18 +166,11 @@ def _pop_table(
         width = min(lanes, symbols.size - base)
         for lane in range(width):
             slot = np.int64(head[lane] & mask)
-            # cumulative[bottom] <= slot < cumulative[top]: an empty interval is never found.
-            bottom = 0
-            top = cumulative.size - 1
-            while top - bottom > 1:
-                middle = (bottom + top) >> 1
-                if cumulative[middle] <= slot:
-                    bottom = middle
-                else:
-                    top = middle
-            symbols[base + lane] = bottom
-            left = cumulative[bottom]
-            freq = np.uint64(cumulative[bottom + 1] - left)
+            # An empty interval is never found.
+            symbol = find_piece(slot, cumulative, 0, cumulative.size - 1)
+            symbols[base + lane] = symbol
+            left = cumulative[symbol]
+            freq = np.uint64(cumulative[symbol + 1] - left)
             head[lane] = freq * (head[lane] >> shift) + np.uint64(slot - left)
         size = refill_row(head, tail, size, width)
         if size < 0:

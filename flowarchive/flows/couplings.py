@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from flowarchive import int8
 from flowarchive.flows.maps import SCALE_MAX, SHIFT_MAX, cells
-from flowarchive.flows.phases import Layout, Tensors
+from flowarchive.flows.phases import Layout, Tensors, layer_of, layout_of
 from flowarchive.int8 import Bytes
 
 Int64 = NDArray[np.int64]
@@ -70,13 +70,7 @@ class CouplingShape(NamedTuple):
 
     def layout(self, prefix: str) -> Layout:
         """The tensors of these networks, whose names begin with `prefix`."""
-        found: Layout = {}
-        for name, shape in self.weights().items():
-            kind = np.dtype(np.int16 if name.startswith("head") else np.int8)
-            found[f"{prefix}{name}.weight"] = kind, shape
-            found[f"{prefix}{name}.bias"] = np.dtype(np.int32), shape[:1]
-            found[f"{prefix}{name}.shift"] = np.dtype(np.int8), shape[:1]
-        return found
+        return layout_of(self.weights(), prefix)
 
     def macs(self) -> int:
         """Multiplications for one square."""
@@ -98,16 +92,17 @@ class Couplings:
 
     def __init__(self, shape: CouplingShape, tensors: Tensors, prefix: str) -> None:
         def layer(name: str, first: int | None = None) -> int8.Convolution:
-            weight, bias, shift = (
-                tensors[f"{prefix}{name}.{part}"] for part in ("weight", "bias", "shift")
-            )
-            return int8.Convolution(weight, bias, shift, first)
+            return int8.Convolution(*layer_of(tensors, prefix + name), first)
 
         self.shape = shape
         self._context = layer("context")
         self._begin = [layer(f"begin.{n}", len(PARTS)) for n in range(len(MOVED))]
         self._block = [layer(f"block.{n}") for n in range(len(MOVED))]
         self._head = [layer(f"head.{n}", shape.width) for n in range(len(MOVED))]
+
+    def around(self, states: Bytes) -> Surroundings:
+        """Return what a flow has to know of a phase with such states."""
+        return Surroundings(self, states)
 
     def context(self, states: Bytes) -> Bytes:
         """Return the context of a phase's squares, a grid.
@@ -155,3 +150,35 @@ class Couplings:
         most = SHIFT_MAX << fineness
         scales = out[moved : 2 * moved].astype(np.int64)
         return np.clip(shifts, -most, most), np.clip(scales, -SCALE_MAX, SCALE_MAX)
+
+
+class Surroundings(NamedTuple):
+    """What a phase's network knows of it, for its flow.
+
+    Attributes:
+        couplings: The phase's networks.
+        states: Bytes [N, rows, columns, C or more].
+    """
+
+    couplings: Couplings
+    states: Bytes
+
+    def steering(self) -> Steering:
+        """Work out what steers the flow."""
+        count, rows, columns, _ = self.states.shape
+        context = self.couplings.context(self.states)
+        return Steering(self.couplings, context, (count, rows, columns))
+
+
+class Steering(NamedTuple):
+    """What steers the flow of a phase.
+
+    Attributes:
+        couplings: The phase's networks.
+        context: What they make of the phase's states.
+        shape: (planes, rows, columns) of the phase.
+    """
+
+    couplings: Couplings
+    context: Bytes
+    shape: tuple[int, int, int]

@@ -25,6 +25,7 @@ from flowarchive.ans import Message, compiled
 from flowarchive.bitsback import Segments
 from flowarchive.entropy import WEIGHT_BITS, Table
 from flowarchive.entropy.cumulative import RECIPROCALS, interpolate_sigmoid, search_tables
+from flowarchive.entropy.plain import find_piece
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -85,15 +86,8 @@ def cells(fineness: int) -> int:
 def _find_piece(x: np.int64, knots: Int64, firsts: Int64, shift: int) -> np.int64:
     """Return the piece k with knots[k] <= x < knots[k + 1]."""
     bucket = np.uint64(x >> shift)
-    bottom = firsts[bucket]
-    top = firsts[bucket + np.uint64(1)] + 1
-    while top - bottom > 1:
-        middle = (bottom + top) >> 1
-        if knots[middle] <= x:
-            bottom = middle
-        else:
-            top = middle
-    return np.int64(bottom)
+    last = firsts[bucket + np.uint64(1)]
+    return np.int64(find_piece(x, knots, firsts[bucket], last + 1))
 
 
 @compiled

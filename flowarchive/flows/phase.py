@@ -27,43 +27,10 @@ from numpy.typing import NDArray
 
 from flowarchive.ans import Message
 from flowarchive.bitsback import Dequantizer, Find, LocalCoder, Segments
-from flowarchive.flows.couplings import MOVED, PARTS, Couplings
+from flowarchive.flows.couplings import MOVED, PARTS, Steering
 from flowarchive.flows.maps import Affine, Base, Logit
-from flowarchive.int8 import Bytes
 
 Int64 = NDArray[np.int64]
-
-
-class Surroundings(NamedTuple):
-    """What a phase's network knows of it, for its flow.
-
-    Attributes:
-        couplings: The phase's networks.
-        states: Bytes [N, rows, columns, C or more].
-    """
-
-    couplings: Couplings
-    states: Bytes
-
-    def steering(self) -> Steering:
-        """Work out what steers the flow."""
-        count, rows, columns, _ = self.states.shape
-        context = self.couplings.context(self.states)
-        return Steering(self.couplings, context, (count, rows, columns))
-
-
-class Steering(NamedTuple):
-    """What steers the flow of a phase.
-
-    Attributes:
-        couplings: The phase's networks.
-        context: What they make of the phase's states.
-        shape: (planes, rows, columns) of the phase.
-    """
-
-    couplings: Couplings
-    context: Bytes
-    shape: tuple[int, int, int]
 
 
 class Cost(NamedTuple):

@@ -64,17 +64,27 @@ class Shape(NamedTuple):
 
     def layout(self, prefix: str) -> Layout:
         """The tensors of a network whose names begin with `prefix`."""
-        found: Layout = {}
-        for name, shape in self.weights().items():
-            kind = np.dtype(np.int16 if name.startswith("heads") else np.int8)
-            found[f"{prefix}{name}.weight"] = kind, shape
-            found[f"{prefix}{name}.bias"] = np.dtype(np.int32), shape[:1]
-            found[f"{prefix}{name}.shift"] = np.dtype(np.int8), shape[:1]
-        return found
+        return layout_of(self.weights(), prefix)
 
     def macs(self) -> int:
         """Multiplications for one position of the level's grid."""
         return sum(int(np.prod(shape)) for shape in self.weights().values())
+
+
+def layout_of(weights: Mapping[str, tuple[int, ...]], prefix: str) -> Layout:
+    """Return the tensors of layers, by the shapes of their weights; those of heads are wide."""
+    found: Layout = {}
+    for name, shape in weights.items():
+        kind = np.dtype(np.int16 if name.startswith("head") else np.int8)
+        found[f"{prefix}{name}.weight"] = kind, shape
+        found[f"{prefix}{name}.bias"] = np.dtype(np.int32), shape[:1]
+        found[f"{prefix}{name}.shift"] = np.dtype(np.int8), shape[:1]
+    return found
+
+
+def layer_of(tensors: Tensors, name: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return a layer's weight, bias and shift."""
+    return tensors[f"{name}.weight"], tensors[f"{name}.bias"], tensors[f"{name}.shift"]
 
 
 class PhaseNet:
@@ -95,10 +105,7 @@ class PhaseNet:
 
     def __init__(self, shape: Shape, tensors: Tensors, prefix: str) -> None:
         def layer(name: str, first: int | None = None) -> int8.Convolution:
-            weight, bias, shift = (
-                tensors[f"{prefix}{name}.{part}"] for part in ("weight", "bias", "shift")
-            )
-            return int8.Convolution(weight, bias, shift, first)
+            return int8.Convolution(*layer_of(tensors, prefix + name), first)
 
         self.shape = shape
         self._tensors, self._prefix = tensors, prefix
@@ -117,11 +124,8 @@ class PhaseNet:
             return
         layers: dict[str, list[tuple[Any, Any, Any]]] = {}
         for name in self.shape.weights():
-            weight, bias, shift = (
-                self._tensors[f"{self._prefix}{name}.{part}"]
-                for part in ("weight", "bias", "shift")
-            )
-            layers.setdefault(name.split(".")[0], []).append((weight, bias, shift))
+            layer = layer_of(self._tensors, self._prefix + name)
+            layers.setdefault(name.split(".")[0], []).append(layer)
         self._network = kernels.network(layers)
 
     def advance(self, phase: int, seen: Bytes, state: Bytes | None) -> tuple[Bytes, Int16]:

@@ -25,9 +25,15 @@ from flowarchive.bitsback import Uniform
 from flowarchive.codec import Intervals, Reader, Recorder, find_intervals
 from flowarchive.entropy import LogisticMixture, Table
 from flowarchive.errors import MessageExhausted, ModelError
-from flowarchive.flows.couplings import MOVED, Couplings, CouplingShape
+from flowarchive.flows.couplings import (
+    MOVED,
+    Couplings,
+    CouplingShape,
+    Steering,
+    Surroundings,
+)
 from flowarchive.flows.maps import MAX_FINENESS, MIN_FINENESS, RANGE
-from flowarchive.flows.phase import PhaseFlow, Steering, Surroundings
+from flowarchive.flows.phase import PhaseFlow
 from flowarchive.flows.phases import PHASES, Layout, Tensors
 from flowarchive.models.answer import noise
 from flowarchive.models.video import VideoModel, net_shapes
@@ -145,8 +151,7 @@ class _Phase:
         way = self._push_flow(message, account, frame)
         if way == _BY_MIXTURE:
             self._intervals.push(message, account, frame)
-        start, freq = _WAYS.interval(np.array([way]))
-        Intervals(start, freq, _WAYS.precision).push(message, account, frame)
+        find_intervals(_WAYS, np.array([way], np.int32)).push(message, account, frame)
 
     def _push_flow(self, message: Message, account: Account, frame: int) -> int:
         """Push the phase by its flow where that is shorter and there are the bits it needs."""

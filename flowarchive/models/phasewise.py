@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,13 @@ from flowarchive.entropy import (
     SCALES_PER_OCTAVE,
     LogisticMixture,
 )
-from flowarchive.flows.phase import Surroundings
 from flowarchive.flows.phases import PhaseNet
 from flowarchive.int8 import Bytes
 from flowarchive.lattice import BORDER, PHASES, QUARTERS
 from flowarchive.models.mixtures import Mixtures
+
+if TYPE_CHECKING:
+    from flowarchive.flows.couplings import Surroundings
 
 Int32 = NDArray[np.int32]
 
@@ -282,7 +284,7 @@ def _surroundings(
         return None
     count, rows, columns = shape
     states = np.concatenate([part.states() for part in parts], axis=int(count == 1))
-    return Surroundings(net.couplings[index], states[:, :rows, :columns])
+    return net.couplings[index].around(states[:, :rows, :columns])
 
 
 def _bounds(

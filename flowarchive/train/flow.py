@@ -7,6 +7,7 @@ are the loss, so that couplings that do nothing stand at zero.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +22,7 @@ from flowarchive.ans import Message
 from flowarchive.codec import Recorder
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import InputError
-from flowarchive.flows.couplings import PARTS, Couplings
-from flowarchive.flows.phase import Surroundings
+from flowarchive.flows.couplings import PARTS, Couplings, Surroundings
 from flowarchive.flows.twins import gain_bits
 from flowarchive.int8 import ZERO, Bytes
 from flowarchive.models.chain import ChainModel
@@ -212,7 +212,7 @@ class _Walk(ChainModel):
     """
 
     def __init__(self, twin: ChainTwin) -> None:
-        super().__init__(twin.config, frozen_tensors(ChainTwin(twin.config)))
+        super().__init__(twin.config, frozen_tensors(copy.deepcopy(twin)))
         self._names = {
             id(couplings): (name, phase)
             for name, group in self.couplings.items()
