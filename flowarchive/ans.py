@@ -29,7 +29,9 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import binding
 from numba.core.caching import FunctionCache
+from numba.core.codegen import JITCodeLibrary
 from numba.core.runtime.nrt import rtsys
 from numpy.typing import ArrayLike, NDArray
 
@@ -58,17 +60,51 @@ def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 class _MachineCode(FunctionCache):
-    """What was compiled, read without the third of a second that compilers take to get ready.
+    """What was compiled, read without the half second that compilers take to get ready.
 
-    numba's own cache fills its registries of types and operations before it loads a function. Code
-    that is there needs the runtime alone; whoever has to compile fills them anyway.
+    numba's own cache fills its registries of types and operations before it loads a function, and
+    parses what other functions may inline of it. Code that is there needs the runtime alone;
+    whoever has to compile does the rest then.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the function of a signature, or None."""
         rtsys.initialize(target_context)
         with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+            codegen = target_context.codegen()
+            data = self._cache_file.load(self._index_key(sig, codegen))  # type: ignore[no-untyped-call]
+            if data is None:
+                return None
+            (name, kind, (code, to_inline)), function, *rest = data
+            codegen._engine._defined_symbols |= {
+                function.llvm_func_name,
+                function.llvm_cpython_wrapper_name,
+            }
+            library = name, kind, (code, _NOTHING_TO_INLINE)
+            found = self._impl.rebuild(target_context, (library, function, *rest))
+            found.library.__class__ = _Library
+            found.library.to_inline = to_inline
+            return found
+
+
+class _Library(JITCodeLibrary):  # type: ignore[misc]
+    """Machine code; what may be inlined is parsed once somebody asks for it.
+
+    Attributes:
+        to_inline: LLVM's bitcode of it, until then.
+    """
+
+    to_inline: bytes | None
+
+    def _get_module_for_linking(self) -> Any:
+        if self.to_inline is not None:
+            self._shared_module = binding.parse_bitcode(self.to_inline)
+            self._codegen._engine._load_defined_symbols(self._shared_module)
+            self.to_inline = None
+        return self._shared_module
+
+
+_NOTHING_TO_INLINE = binding.parse_assembly("").as_bitcode()
 
 
 # numba turns uint64 mixed with int64 into float64, so every constant below is a uint64.

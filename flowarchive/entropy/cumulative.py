@@ -74,17 +74,19 @@ Whole = int | np.int64
 def sigmoid_table() -> Int32:
     """Return the frozen sigmoid, round(2**24 / (1 + exp(18 - i / 64))) for i in 0..2304.
 
-    Decimal arithmetic, correctly rounded, makes it the same everywhere; libm's exp would not.
+    Integers of 160 bits, correctly rounded, make it the same everywhere; libm's exp would not.
 
     Returns:
         int32 [2305], read-only.
     """
+    one = 1 << 160
     with localcontext() as context:
-        context.prec = 40
-        entries = [
-            round((1 << SIG_BITS) / (1 + (SIG_RANGE - Decimal(i) / SIG_STEPS).exp()))
-            for i in range(2 * SIG_RANGE * SIG_STEPS + 1)
-        ]
+        context.prec = 60
+        step, power = (round(one * Decimal(x).exp()) for x in (-1 / SIG_STEPS, SIG_RANGE))
+    entries = []
+    for _ in range(2 * SIG_RANGE * SIG_STEPS + 1):  # power is one * exp(18 - i / 64)
+        entries.append(((one << SIG_BITS + 1) // (one + power) + 1) >> 1)
+        power = power * step >> 160
     table = np.array(entries, dtype=np.int32)
     table.setflags(write=False)
     return table
