@@ -87,7 +87,7 @@ class _MachineCode(FunctionCache):
             return found
 
 
-class _Library(JITCodeLibrary):  # type: ignore[misc]
+class _Library(JITCodeLibrary):
     """Machine code; what may be inlined is parsed once somebody asks for it.
 
     Attributes:
@@ -99,7 +99,8 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]
     def _get_module_for_linking(self) -> Any:
         if self.to_inline is not None:
             self._shared_module = binding.parse_bitcode(self.to_inline)
-            self._codegen._engine._load_defined_symbols(self._shared_module)
+            engine: Any = self._codegen._engine
+            engine._load_defined_symbols(self._shared_module)
             self.to_inline = None
         return self._shared_module
 
