@@ -155,16 +155,24 @@ class _Phase:
 
     def _push_flow(self, message: Message, account: Account, frame: int) -> int:
         """Push the phase by its flow where that is shorter and there are the bits it needs."""
-        trial = message.copy()
         start, freq, _ = self._intervals
-        try:
-            cost = self._flow.push(trial, start, freq, self._steering)
-        except MessageExhausted:
-            return _BY_MIXTURE
+        # What lies deeper than a phase can reach is not copied for every one of them.
+        words = 2 * freq.size + message.lanes
+        while True:
+            trial = message.copy(words)
+            held = trial.bits
+            try:
+                cost = self._flow.push(trial, start, freq, self._steering)
+                break
+            except MessageExhausted:
+                if words >= message.size:
+                    return _BY_MIXTURE
+                words *= 2
         if cost.ideal > self._intervals.ideal - LEAST_GAIN:
             return _BY_MIXTURE
-        message.become(trial)
-        account.bits_back(frame, message.bits, cost.ideal, cost.popped, cost.lowest)
+        lowest = message.bits - held + cost.lowest
+        message.take_over(trial, words)
+        account.bits_back(frame, message.bits, cost.ideal, cost.popped, lowest)
         return _BY_FLOW
 
 
