@@ -22,7 +22,7 @@ import argparse
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,20 +30,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from flowarchive import exact, planes, store
 from flowarchive.ans import Message
-from flowarchive.flows.couplings import MOVED, PARTS, SEEN_BITS, SHIFT_BITS
-from flowarchive.flows.maps import SCALE_MAX, SCALES_PER_OCTAVE, SHIFT_MAX
-from flowarchive.flows.twins import gain_bits
+from flowarchive.flows.layers import PARTS
+from flowarchive.flows.maps import SCALES_PER_OCTAVE
+from flowarchive.flows.twins import move_logit
 from flowarchive.frames import VideoFormat
-from flowarchive.int8 import MOST, ZERO
 from flowarchive.media import open_source
 from flowarchive.models.chain import ChainModel
 from flowarchive.train.config import PartConfig, read_config
-from flowarchive.train.couplings import ChainTwin, CouplingTwin
-from flowarchive.train.flow import NEAREST, Example, FlowPart, _Collector, _parts
+from flowarchive.train.couplings import ChainTwin, FlowTwin, see, within_bounds
+from flowarchive.train.flow import (
+    PRECISION,
+    Batch,
+    Example,
+    FlowPart,
+    _Collector,
+    flow_of,
+    gain,
+    lay_out,
+)
 from flowarchive.train.twins import frozen_tensors
 
 CONFIG = Path(__file__).parents[2] / "docs" / "models" / "chain.toml"
@@ -51,75 +58,43 @@ WIDEST = 8.0
 """Where networks see an interval's middle; its ends may be far away."""
 
 
-class Crops(NamedTuple):
-    """Crops of one phase.
-
-    Attributes:
-        name: Of the networks the couplings go with.
-        phase: Which of their phases.
-        start: Left ends of intervals, float64 [B, 4, h, w] in [0, 1).
-        width: Of the intervals, alike.
-        states: Of the parts side by side, float32 [B, 4 * C, h, w].
-    """
-
-    name: str
-    phase: int
-    start: Tensor
-    width: Tensor
-    states: Tensor
+Gain = Callable[[FlowTwin, Batch], Tensor]
 
 
-Gain = Callable[[CouplingTwin, Crops], Tensor]
-
-
-def by_flow(couplings: CouplingTwin, crops: Crops) -> Tensor:
-    """Bits that the continuous flow saves on each sample, at places drawn anew."""
-    y = logit(crops.start + crops.width * torch.rand_like(crops.start))
-    return gain_bits(y, *couplings(y, crops.states))
-
-
-def by_integers(couplings: CouplingTwin, crops: Crops) -> Tensor:
+def by_integers(flow: FlowTwin, batch: Batch) -> Tensor:
     """Bits that warped intervals save on each sample, which see the samples before."""
-    return _warped(couplings, crops, 1.0)
+    return _warped(flow, batch, 1.0)
 
 
-def by_states(couplings: CouplingTwin, crops: Crops) -> Tensor:
+def by_states(flow: FlowTwin, batch: Batch) -> Tensor:
     """Bits that warped intervals save on each sample, which see no other sample."""
-    return _warped(couplings, crops, 0.0)
+    return _warped(flow, batch, 0.0)
 
 
-VARIANTS: dict[str, Gain] = {"flow": by_flow, "integer": by_integers, "correction": by_states}
+VARIANTS: dict[str, Gain] = {"flow": gain, "integer": by_integers, "correction": by_states}
 
 
-def _warped(couplings: CouplingTwin, crops: Crops, visible: float) -> Tensor:
-    low, high = logit(crops.start), logit(crops.start + crops.width)
+def _warped(flow: FlowTwin, batch: Batch, visible: float) -> Tensor:
+    whole = 1 << PRECISION
+    low, high = (
+        move_logit(ends.clamp(1 / whole, 1 - 1 / whole), PRECISION).float()
+        for ends in (batch.start, batch.start + batch.width)
+    )
     middle = ((low + high) / 2).clamp(-WIDEST, WIDEST) * visible
-    context = couplings.context(crops.states)
+    context = flow.context(batch.states)
     gain = torch.zeros_like(low)
-    for n, moved in enumerate(MOVED):
-        # Popped last to first: coupling 2's part first, which sees nothing of its square.
-        known = {part for later in MOVED[n + 1 :] for part in later}
+    for n, layer in enumerate(flow.layers):
+        # Popped last to first: the last coupling's part first, which sees nothing of its square.
+        known = {part for later in flow.layers[n + 1 :] for part in later.moved}
         mask = torch.tensor([part in known for part in range(len(PARTS))])
-        steps = middle * (1 << SEEN_BITS)
-        seen = (steps + (torch.floor(steps) - steps).detach()).clamp(-MOST, MOST)
-        seen = seen * mask[:, None, None]
-        state = couplings.begin[n](torch.cat([seen, context], 1))
-        state = functional.hardtanh(state + couplings.block[n](state), 0.0, float(MOST))
-        out = couplings.head[n](torch.cat([state, seen], 1))
-        shift = (out[:, : len(moved)] / (1 << SHIFT_BITS)).clamp(-SHIFT_MAX, SHIFT_MAX)
-        index = out[:, len(moved) :].clamp(-SCALE_MAX, SCALE_MAX)
+        says = flow.parameters_of(n, see(middle) * mask[:, None, None], context)
+        shift, index = within_bounds(says)
         slope = torch.exp(index * (math.log(2) / SCALES_PER_OCTAVE))
-        at = list(moved)
+        at = list(layer.moved)
         before = log_mass(low[:, at], high[:, at])
         after = log_mass(low[:, at] * slope + shift, high[:, at] * slope + shift)
         gain[:, at] = (after - before) / math.log(2)
     return gain
-
-
-def logit(u: Tensor) -> Tensor:
-    """Float32 logit of float64."""
-    inside = u.clamp(NEAREST, 1 - NEAREST)
-    return (torch.log(inside) - torch.log1p(-inside)).float()
 
 
 def log_mass(low: Tensor, high: Tensor) -> Tensor:
@@ -129,36 +104,7 @@ def log_mass(low: Tensor, high: Tensor) -> Tensor:
     return torch.log((torch.sigmoid(high) - torch.sigmoid(low)).clamp_min(1e-9))
 
 
-class Drawer(FlowPart):
-    """Draws crops as training the couplings does, with the ends of intervals."""
-
-    def _draw(self, keys: list[tuple[str, int]]) -> Any:
-        key = keys[self._random.integers(len(keys))]
-        examples, side = self._examples[key], self.config.training.crop // 2
-        chosen = [examples[i] for i in self._random.integers(len(examples), size=self._count)]
-        side = min(side, *(min(example.start.shape) for example in chosen)) // 2 * 2
-        return lay_out(key, [self._crop(example, side) for example in chosen])
-
-    def held_out(self) -> Iterator[tuple[str, Crops]]:
-        """Yield the phases of validation clips, with their names."""
-        for name, key, example in self._held_out:
-            rows, columns = (side // 2 * 2 for side in example.start.shape)
-            yield name, lay_out(key, [example.cut(slice(rows), slice(columns))])
-
-
-def lay_out(key: tuple[str, int], examples: list[Example]) -> Crops:
-    """Lay out the parts of squares."""
-    start, width = (
-        torch.from_numpy(np.stack([_parts(example[i]) for example in examples])) for i in range(2)
-    )
-    states = []
-    for example in examples:
-        known = _parts(example.states.astype(np.float32) - ZERO)
-        states.append(known.transpose(0, 3, 1, 2).reshape(-1, *known.shape[1:3]))
-    return Crops(*key, start, width, torch.from_numpy(np.stack(states)))
-
-
-def train(model: ChainTwin, part: Drawer, gain: Gain, minutes: float) -> ChainTwin:
+def train(model: ChainTwin, part: FlowPart, saves: Gain, minutes: float) -> ChainTwin:
     """Train all couplings for some processor time, and return the average of their weights."""
     settings: PartConfig = part.config
     rate, fake_from = settings.training.learning_rate, settings.training.fake_from
@@ -173,7 +119,7 @@ def train(model: ChainTwin, part: Drawer, gain: Gain, minutes: float) -> ChainTw
             group["lr"] = rate * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * spent))
         loss = torch.zeros(())
         for crops in part.draw():
-            loss = loss - gain(couplings_of(model, crops), crops).mean()  # type: ignore[arg-type]
+            loss = loss - saves(flow_of(model, crops), crops).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, settings.training.clip_gradient)
@@ -185,13 +131,6 @@ def train(model: ChainTwin, part: Drawer, gain: Gain, minutes: float) -> ChainTw
     exact.set_fake(average, fake=True)
     print(f"{step} steps", flush=True)
     return average
-
-
-def couplings_of(model: ChainTwin, crops: Crops) -> CouplingTwin:
-    """The networks that go with some crops."""
-    found = model.get_submodule(f"flows.{crops.name}.{crops.phase}")
-    assert isinstance(found, CouplingTwin)
-    return found
 
 
 class Row(NamedTuple):
@@ -226,12 +165,12 @@ def measure(clip: Path, count: int, base: Any, twins: dict[str, ChainTwin]) -> R
 
     video_bits, video_speed = code(base)
     chain_bits, chain_speed = code(chain)
-    saved = dict.fromkeys(VARIANTS, 0.0)
+    random, saved = np.random.default_rng(0), dict.fromkeys(VARIANTS, 0.0)
     for couplings, example in chain.look(frames, letters, bits):
-        crops = lay_out(chain.key_of(couplings), [whole_squares(example)])
-        for name, gain in VARIANTS.items():
+        batch = lay_out(chain.key_of(couplings), [whole_squares(example)], random)
+        for name, saves in VARIANTS.items():
             with torch.no_grad():
-                found = float(gain(couplings_of(twins[name], crops), crops).sum())
+                found = float(saves(flow_of(twins[name], batch), batch).sum())
             saved[name] += max(0.0, found - 1)
     network_time = chain.network_seconds()
     slower = tuple(1 / (1 / speed + network_time / len(frames)) for speed in video_speed)
@@ -281,8 +220,8 @@ class Watched(ChainModel):
             y = np.zeros((1, *example.start.shape), dtype=np.int64)
             began = time.process_time()
             context = couplings.context(example.states[None])
-            for n in range(len(MOVED)):
-                couplings.steer(n, y, context, self._fineness)
+            for layer in couplings.layers:
+                layer.answer(y, context, self._fineness)
             spent += time.process_time() - began
         return spent
 
@@ -297,30 +236,30 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = read_config(CONFIG, options.data)
-    part = Drawer(config.parts["flow"], options.data)
+    part = FlowPart(config.parts["flow"], options.data)
     fresh = ChainTwin(config.model)
     part.open(fresh, 0)
     twins = {}
-    for name, gain in VARIANTS.items():
+    for name, saves in VARIANTS.items():
         print(f"\n{name}: ", end="")
-        twins[name] = train(copy.deepcopy(fresh), part, gain, options.minutes)
+        twins[name] = train(copy.deepcopy(fresh), part, saves, options.minutes)
     show_validation(part, twins)
     show_clips(options.clips, options.frames, twins)
 
 
-def show_validation(part: Drawer, twins: dict[str, ChainTwin]) -> None:
-    """Print bits a sample that are saved of held-out clips' phases."""
+def show_validation(part: FlowPart, twins: dict[str, ChainTwin]) -> None:
+    """Print bits a sample beyond the mixtures' of held-out clips' phases."""
     print(f"\n| validation | {' | '.join(VARIANTS)} |\n|---|{'---:|' * len(VARIANTS)}")
     groups: dict[str, dict[str, list[float]]] = {}
-    for name, crops in part.held_out():
+    random = np.random.default_rng(0)
+    for name, key, example in part._held_out:
+        batch = lay_out(key, [whole_squares(example)], random)
         place = groups.setdefault(name.rsplit(" ", 1)[0], {use: [] for use in VARIANTS})
-        for use, gain in VARIANTS.items():
+        for use, saves in VARIANTS.items():
             with torch.no_grad():
-                place[use].append(float(gain(couplings_of(twins[use], crops), crops).mean()))
-    for name, saved in groups.items():
-        print(
-            f"| {name} | " + " | ".join(f"{-np.mean(saved[use]):+.4f}" for use in VARIANTS) + " |"
-        )
+                place[use].append(-float(saves(flow_of(twins[use], batch), batch).mean()))
+    for name, found in groups.items():
+        print(f"| {name} | " + " | ".join(f"{np.mean(found[use]):+.4f}" for use in VARIANTS) + " |")
 
 
 def show_clips(clips: list[Path], count: int, twins: dict[str, ChainTwin]) -> None:
