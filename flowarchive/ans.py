@@ -433,18 +433,23 @@ class Message:
         """Whether nothing is left: the last thing a decoder checks."""
         return self.size == 0 and bool((self.head == _HEAD_MIN).all())
 
-    def copy(self) -> Message:
-        """Return a message that shares nothing with this one."""
+    def copy(self, words: int | None = None) -> Message:
+        """Return a message that shares nothing with this one, with all of the tail or its top."""
+        count = self.size if words is None else min(words, self.size)
         twin = Message(self.lanes)
         twin.head[:] = self.head
-        twin.reserve(self.size)
-        twin.tail[: self.size] = self.tail[: self.size]
-        twin.size = self.size
+        twin.reserve(count)
+        twin.tail[:count] = self.tail[self.size - count : self.size]
+        twin.size = count
         return twin
 
-    def become(self, other: Message) -> None:
-        """Take another message's content over; the other is not to be used any more."""
-        self.head, self.tail, self.size = other.head, other.tail, other.size
+    def take_over(self, twin: Message, words: int) -> None:
+        """Become what a copy of the top `words` has become."""
+        self.head[:] = twin.head
+        self.size -= min(words, self.size)
+        self.reserve(twin.size)
+        self.tail[self.size : self.size + twin.size] = twin.tail[: twin.size]
+        self.size += twin.size
 
     def reserve(self, words: int) -> None:
         """Make room for `words` more words on the tail, growing it geometrically."""

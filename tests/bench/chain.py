@@ -12,7 +12,8 @@ Codes the first 1, 2, 5, ... frames of each clip as one chunk, with the packaged
     local        what local bits-back alone would pay: every phase by its flow, borrowing from
                  bits that nobody has pushed, which count as well
 
-With `-o PICTURE` it also draws bits a sample against the number of frames, the ideal as a line.
+Below the table stands where the bytes of the longest archive beyond its ideal are. With
+`-o PICTURE` it also draws bits a sample against the number of frames, the ideal as a line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ import numpy as np
 import flowarchive
 from flowarchive import planes, store
 from flowarchive.ans import Message
+from flowarchive.chunk import Chunk
 from flowarchive.codec import Recorder
 from flowarchive.frames import Frame, VideoFormat
 from flowarchive.media import open_source
@@ -51,6 +54,7 @@ class Row(NamedTuple):
     peak: int
     video: int
     local: float
+    beyond: dict[str, float]
 
     @property
     def excess(self) -> float:
@@ -78,6 +82,8 @@ def main() -> None:
                 f" | {row.seed:,} | {row.peak:,} | {row.video:,} | {row.local / 8:,.0f} |",
                 flush=True,
             )
+        parts = (f"{size:,.0f} of {name}" for name, size in rows[-1].beyond.items())
+        print(f"\nBytes beyond the ideal of {rows[-1].frames} frames: {', '.join(parts)}.")
     if options.output is not None:
         draw(found, options.output)
 
@@ -89,17 +95,22 @@ def measure(clip: Path, name: str, most: int) -> Iterator[Row]:
         frames = list(islice(source, most))
     network: Any = store.load_model(name).network
     for count in (count for count in COUNTS if count <= len(frames)):
-        size, account = pack(frames[:count], video, name)
+        size, account, beyond = pack(frames[:count], video, name)
         with mock.patch.object(chain.ChainModel, "recorder", Recorder):
-            video_size, _ = pack(frames[:count], video, name)
+            video_size, _, _ = pack(frames[:count], video, name)
         ideal, seed, peak = (account[key] for key in ("ideal", "seed", "peak"))
         samples = count * video.samples_per_frame
         local = local_alone(frames[:count], video, network)
-        yield Row(count, samples, size, ideal, seed, peak, video_size, local)
+        yield Row(count, samples, size, ideal, seed, peak, video_size, local, beyond)
 
 
-def pack(frames: Sequence[Frame], video: VideoFormat, model: str) -> tuple[int, dict[str, int]]:
-    """The size of an archive of one chunk, and its account; its own bits where it has none."""
+def pack(
+    frames: Sequence[Frame], video: VideoFormat, model: str
+) -> tuple[int, dict[str, int], dict[str, float]]:
+    """The size of an archive of one chunk, its account, and the parts of what is beyond its ideal.
+
+    A chunk without an account is taken for ideal as it is.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "a.flow"
         with flowarchive.create(
@@ -109,7 +120,21 @@ def pack(frames: Sequence[Frame], video: VideoFormat, model: str) -> tuple[int, 
                 archive.append(frame)
         size = path.stat().st_size
         nothing = {"ideal": 8 * size, "seed": 0, "peak": 0}
-        return size, flowarchive.info(path).get("account", nothing)
+        account = flowarchive.info(path).get("account", nothing)
+        with flowarchive.open(path) as packed:
+            return size, account, bytes_beyond(packed.chunk(0), size, account["ideal"] / 8)
+
+
+def bytes_beyond(chunk: Chunk, size: int, ideal: float) -> dict[str, float]:
+    """What an archive of one chunk holds beyond its ideal code length."""
+    whole = len(chunk.to_bytes())
+    found = {
+        "the message": len(chunk.payload) - ideal,
+        "digests": len(b"".join(chunk.digests)) + len(chunk.digest),
+        "the account": whole - len(replace(chunk, account=None).to_bytes()),
+        "timestamps": whole - len(replace(chunk, pts=(None,) * chunk.frame_count).to_bytes()),
+    }
+    return {**found, "records": size - ideal - sum(found.values())}
 
 
 def local_alone(frames: Sequence[Frame], video: VideoFormat, network: chain.ChainModel) -> float:
