@@ -11,7 +11,7 @@ from flowarchive import lattice
 from flowarchive.adaptive import CHROMA_TAPS, LUMA_TAPS, LinearPredictor, ScaleCorrection
 from flowarchive.adaptive import correction as cpu_correction
 from flowarchive.adaptive import predictor as cpu
-from flowarchive.models.mixtures import Mixtures, _weight_table
+from flowarchive.models.mixtures import Mixtures, weight_table
 from triton_kernels import correction, features, filters, heads, linear
 
 LEVELS = [((2, 2), 0), ((13, 17), 0), ((33, 42), 2)]
@@ -191,7 +191,7 @@ def test_mixtures(components, shape, monkeypatch):
         got = heads.mixtures(
             torch.from_numpy(said), torch.from_numpy(anchors), shape, torch.from_numpy(offsets),
             torch.tensor([2, 0], dtype=torch.int32), (2, 1), shift,
-            torch.from_numpy(_weight_table().copy()),
+            torch.from_numpy(weight_table().copy()),
         )  # fmt: skip
         room = Mixtures.of_shape(4, *shape, components)
         bordered = np.pad(said, ((0, 0), (1, 1), (1, 1), (0, 0)))

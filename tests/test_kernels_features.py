@@ -55,7 +55,7 @@ def test_channels_and_anchors(inter, chroma, shape, level, monkeypatch):
         last, before = None, np.zeros(0, dtype=np.int32)
         for phase in range(3):
             gh, gw = kernels.grid_shape(*shape, level)
-            channels = 16 if phase else features.first_channels(inter, chroma)
+            channels = features.channels(inter, chroma, phase)
             wide = poisoned(torch.int8, 2, gh, gw, channels + 5)
             common = (last, level, phase, shift, tables(), wide[..., 5:])
             given = torch.from_numpy(stored), torch.from_numpy(place)

@@ -28,7 +28,6 @@ from triton_kernels.lattice import (
 BLOCK = 128
 TABLE_SIZE = 4096
 INTRA_ANCHORS, INTER_ANCHORS = 4, 5
-UPDATE_CHANNELS = 16
 MAX_SHIFT = 8
 
 _MOST = tl.constexpr(127)
@@ -326,9 +325,9 @@ def inter_kernel(
             emit(out, 12, logarithm(apart_q >> 2, shift, logs, known), known)
 
 
-def first_channels(inter: bool, chroma: bool) -> int:
-    """Return the channels of a level's first phase."""
-    return 32 if inter or chroma else 16
+def channels(inter: bool, chroma: bool, phase: int) -> int:
+    """Return how many channels a phase has."""
+    return 32 if phase == 0 and (inter or chroma) else 16
 
 
 def _check(
@@ -351,8 +350,8 @@ def _check(
     if not (0 <= phase < 3 and 0 <= shift <= MAX_SHIFT):
         raise ValueError(f"phase {phase} or shift {shift} is out of range")
     gh, gw = grid_shape(height, width, check_level(level))
-    channels = UPDATE_CHANNELS if phase else first_channels(inter, around.light is not None)
-    pitch = check_pixels("seen", seen, torch.int8, [count, gh, gw, channels], device)
+    many = channels(inter, around.light is not None, phase)
+    pitch = check_pixels("seen", seen, torch.int8, [count, gh, gw, many], device)
     return count, (height, width, level), pitch
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from triton_kernels.checks import check
 
 BLOCK = 256
-MAX_LEVEL = 5
+MAX_LEVELS = 6
 PHASES = ((1, 1), (1, 0), (0, 1))
 """Parities of the rows and columns of the three phases."""
 
@@ -145,9 +145,17 @@ def check_level(level: int) -> int:
     Raises:
         ValueError: It is out of range.
     """
-    if not 0 <= level <= MAX_LEVEL:
-        raise ValueError(f"level {level} is not in 0..{MAX_LEVEL}")
+    if not 0 <= level < MAX_LEVELS:
+        raise ValueError(f"level {level} is not in 0..{MAX_LEVELS - 1}")
     return level
+
+
+def level_count(height: int, width: int) -> int:
+    """Return how many levels a plane is split into."""
+    levels = 0
+    while levels < MAX_LEVELS and min(level_shape(height, width, levels)) >= 2:
+        levels += 1
+    return levels
 
 
 def level_shape(height: int, width: int, level: int) -> tuple[int, int]:
@@ -185,7 +193,7 @@ def take(planes: Tensor, place: Tensor, level: int, phase: int) -> Tensor:
     Args:
         planes: Storage, int16 or int32 [..., H, W].
         place: Which of its planes, int32 [N].
-        level: 0..MAX_LEVEL.
+        level: 0..MAX_LEVELS - 1.
         phase: 0, 1, 2.
 
     Returns:
