@@ -157,7 +157,7 @@ def test_scales_are_corrected(count, monkeypatch):
 
 
 def test_offsets_of_any_parabola():
-    """Those that have a least value, to both sides and beyond the limits, and those that have none."""
+    """Those with a least value, to both sides and beyond the limits, and those with none."""
     random = np.random.default_rng(0)
     theirs = ScaleCorrection()
     theirs._new[:] = random.integers(0, 1 << random.integers(1, 30, theirs._new.shape))
@@ -196,7 +196,9 @@ def test_mixtures(components, shape, monkeypatch):
         room = Mixtures.of_shape(4, *shape, components)
         bordered = np.pad(said, ((0, 0), (1, 1), (1, 1), (0, 0)))
         for part, chunk in ((slice(0, 2), 2), (slice(2, 4), 0)):
-            room.cut(part, slice(None)).fill(bordered[part], anchors[part], offsets[chunk, 2, 1], shift)
+            room.cut(part, slice(None)).fill(
+                bordered[part], anchors[part], offsets[chunk, 2, 1], shift
+            )
         for ours, theirs in zip(got, room, strict=True):
             assert np.array_equal(ours.numpy(), theirs.reshape(-1, components))
     assert len(made.grids) == 2

@@ -1,4 +1,4 @@
-"""What networks see, moved and predicted by kernels: whole planes, no borders, the same integers."""
+"""What networks see, made by kernels: whole planes, no borders, the same integers."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ of a class: (sum over classes of M + ridge) g = sum of (b - M d), then for each 
 (M + ridge) (w - d - g) = b - M (d + g).
 
 The CPU goes row by row through many systems side by side. Here a program holds a few whole
-matrices, and takes a column's share from all that is right of it at once: every element still loses
-the same products, in the same order, and nothing is contracted or summed otherwise. Float64 is IEEE's
-on every GPU that Triton compiles for, a division included.
+matrices, and takes a column's share from all that is right of it at once: every element still
+loses the same products, in the same order, and nothing is contracted or summed otherwise. Float64
+is IEEE's on every GPU that Triton compiles for, a division included.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def triangle(i, j):
 
 @triton.jit
 def rest(faded, start, known, TAPS: tl.constexpr, ROWS: tl.constexpr):
-    """b - M w of some systems, float64 [systems, ROWS]; `faded` and `start` point to each."""
+    """Return b - M w of some systems, [systems, ROWS]; `faded` and `start` point to each."""
     k = tl.arange(0, ROWS)[None, :]
     inside = known[:, None] & (k < TAPS)
     out = tl.load(faded[:, None] + triangle(k * 0 + TAPS, k), inside, other=0)

@@ -64,7 +64,7 @@ class Host:
     ) -> HostNetwork:
         """Send a level's network to the device; see `network.Network`."""
         tensors = {
-            name: [tuple(torch.from_numpy(np.array(array)) for array in layer) for layer in group]
+            name: [(_tensor(w), _tensor(b), _tensor(s)) for w, b, s in group]
             for name, group in layers.items()
         }
         return HostNetwork(self.link, Network(tensors, self.link.device))
@@ -93,16 +93,15 @@ class Host:
         """
         if self._frozen is None:
             self._frozen = self._freeze(tables)
-        model = Model(
-            {name: [net.network for net in group] for name, group in nets.items()},
-            tuple(torch.from_numpy(np.array(f)).to(self.link.device) for f in filters),
-        )
+        luma, chroma = (_tensor(defaults).to(self.link.device) for defaults in filters)
+        networks = {name: [net.network for net in group] for name, group in nets.items()}
+        model = Model(networks, (luma, chroma))
         every = [Part(*part) for part in parts]
         return Session(self.link, self._frozen, model, every, chunks, frames, bits)
 
     def _freeze(self, tables: Mapping[str, NDArray[Any]]) -> Frozen:
         device = self.link.device
-        there = {name: torch.from_numpy(np.array(table)) for name, table in tables.items()}
+        there = {name: _tensor(table) for name, table in tables.items()}
         probabilities = mixture.tables(there["sigmoid"], there["reciprocals"], device)
         seen = features.tables(there["logs"], device)
         weights, costs, moves, *prices, constants = (
@@ -113,3 +112,8 @@ class Host:
             probabilities, seen, linear.taps(device), weights, costs, moves,
             search.Prices(*prices), constants,
         )  # fmt: skip
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor with memory of its own; where the device is the CPU, kernels write to theirs."""
+    return torch.from_numpy(np.array(array))

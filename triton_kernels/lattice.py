@@ -175,7 +175,9 @@ def grid_shape(height: int, width: int, level: int) -> tuple[int, int]:
     return (h + 1) // 2, (w + 1) // 2
 
 
-def _move(planes: Tensor, place: Tensor, level: int, phase: int, symbols: Tensor, put: bool) -> None:
+def _move(
+    planes: Tensor, place: Tensor, level: int, phase: int, symbols: Tensor, put: bool
+) -> None:
     count, height, width = check_storage(planes, place)
     check_level(level)
     rows, columns = phase_shape(height, width, level, phase)

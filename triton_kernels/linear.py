@@ -111,9 +111,7 @@ def classify(plane, first, taps, base, y, x, level, height, width, shift, known)
     inner = tl.zeros_like(y)
     for k in tl.static_range(4):
         dy, dx = tl.load(taps + 3 * k + 1), tl.load(taps + 3 * k + 2)
-        value = apart(
-            4 * sample(plane, y + dy, x + dx, level, height, width, known), base, shift
-        )
+        value = apart(4 * sample(plane, y + dy, x + dx, level, height, width, known), base, shift)
         near += tl.abs(value)
         if k == 0 or k == 3:
             outer += value if k == 0 else -value
@@ -261,7 +259,7 @@ def check_filters(learned: Filters, taps: int, device: torch.device) -> int:
 def _check(
     planes: Tensor, place: Tensor, around: Around, which: Tensor, learned: Filters, taps: Tensor,
     level: int, shift: int,
-) -> tuple[int, int, int, tuple[Tensor, ...]]:  # fmt: skip
+) -> tuple[int, int, int, tuple[Tensor | None, ...]]:  # fmt: skip
     """Check what both launchers take; return N, planes of a frame, taps, and the pointers."""
     count, height, width = check_storage(planes, place)
     device = planes.device

@@ -59,7 +59,9 @@ class Link:
             size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
         packed = np.zeros(size, dtype=np.uint8)
         for begin, array in zip(begins, arrays, strict=True):
-            packed[begin : begin + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).ravel()
+            packed[begin : begin + array.nbytes] = (
+                np.ascontiguousarray(array).view(np.uint8).ravel()
+            )
         self.traffic.uploads += 1
         self.traffic.sent += size
         sent = torch.from_numpy(packed).to(self.device)
@@ -87,4 +89,5 @@ class Link:
 
 
 def _signed(kind: np.dtype[Any]) -> torch.dtype:
-    return _TYPES[np.dtype(kind.str.replace("u", "i"))]
+    found: torch.dtype = _TYPES[np.dtype(kind.str.replace("u", "i"))]
+    return found

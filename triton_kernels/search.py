@@ -400,7 +400,7 @@ def search(current: Picture, reference: Picture, hints: Tensor, prices: Prices) 
             search_kernel[(count,)](
                 current.phases, reference.phases, hints, starts, *prices, field, first, line,
                 rows, columns, wide, *current.phases.shape[1:],
-                MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=4,
+                MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=8,
                 enable_fp_fusion=False,
             )  # fmt: skip
     return field

@@ -200,8 +200,8 @@ class Session:
     ) -> None:
         """Keep intervals that the CPU has found, uint32 [n] each, as what is popped next."""
         assert isinstance(self._end, Pusher)
-        found = (torch.from_numpy(array.astype(np.int32)) for array in (start, freq))
-        self._end.keep(chunk, frame, *found, precision)
+        left, width = (torch.from_numpy(array.astype(np.int32)) for array in (start, freq))
+        self._end.keep(chunk, frame, left, width, precision)
 
     def push(
         self, head: NDArray[np.uint64], size: NDArray[np.int32], words: Sequence[NDArray[Any]]
@@ -219,14 +219,14 @@ class Session:
         assert isinstance(self._end, Pusher)
         segments, bounds, start, freq = self._end.table(self._chunks)
         before = np.zeros((self._chunks, max(int(size.max()), 1)), dtype=np.uint32)
-        for row, live in zip(before, words, strict=True):
-            row[: len(live)] = live
-        arrays = [head, size, before, *(t.numpy() for t in (segments, bounds, start, freq))]
-        sent = self._link.send(*arrays)
+        for row, given in zip(before, words, strict=True):
+            row[: len(given)] = given
+        table = (tensor.numpy() for tensor in (segments, bounds, start, freq))
+        sent = self._link.send(head, size, before, *table)
         start, freq = self._end.intervals(sent[5], sent[6])
         counts = [0] * self._chunks
         for kept in self._end.kept:
-            counts[kept.chunk] += kept.count
+            counts[kept.chunk] += kept.size
         room = before.shape[1] + max(counts)
         tail = torch.zeros((self._chunks, room), dtype=torch.int32, device=self._device)
         tail[:, : before.shape[1]] = sent[2]
@@ -235,11 +235,11 @@ class Session:
         logs = torch.nn.functional.pad(freq.to(torch.float64).log2().cumsum(0), (1, 0))
         begin, count, precision = sent[3].unbind(1)
         ideal = precision * count - (logs[begin + count] - logs[begin])
-        head, size, bits = self._link.fetch(messages.head, messages.size, ideal)
-        (words,) = self._link.fetch(messages.tail[:, : max(int(size.max()), 1)])
+        heads, sizes, bits = self._link.fetch(messages.head, messages.size, ideal)
+        (tails,) = self._link.fetch(messages.tail[:, : max(int(sizes.max()), 1)])
         lengths = [(k.chunk, k.frame, float(b)) for k, b in zip(self._end.kept, bits, strict=True)]
-        live = [row[:n].view(np.uint32) for row, n in zip(words, size, strict=True)]
-        return head.view(np.uint64), live, lengths
+        live = [row[:n].view(np.uint32) for row, n in zip(tails, sizes, strict=True)]
+        return heads.view(np.uint64), live, lengths
 
     # Unpacking
 
@@ -252,7 +252,9 @@ class Session:
         head = torch.zeros((self._chunks, lanes), dtype=torch.int64, device=self._device)
         size = torch.zeros(self._chunks, dtype=torch.int32, device=self._device)
         kind = torch.int16 if self._bits < 15 else torch.int32
-        count = self._chunks * self._frames * sum(p.planes * p.height * p.width for p in self._parts)
+        count = (
+            self._chunks * self._frames * sum(p.planes * p.height * p.width for p in self._parts)
+        )
         self._place_planes(torch.zeros(count, dtype=kind, device=self._device))
         self._end = Popper(Messages(head, sent, size), self._frozen.probabilities)
 
@@ -411,7 +413,9 @@ class Session:
                     planes, place, around, foretold, last, level, phase, shift, tables, seen
                 )
             else:
-                last = features.intra(planes, place, around, last, level, phase, shift, tables, seen)
+                last = features.intra(
+                    planes, place, around, last, level, phase, shift, tables, seen
+                )
             state, head = net.advance(phase, both, state)
             slot = (min(level, LEVEL_NETS - 1), phase) if inter else (0, 0)
             shape = lattice.phase_shape(part.height, part.width, level, phase)
@@ -480,7 +484,9 @@ class Session:
 
     def _picture(self, chunk: int, t: int) -> picture.Picture:
         luma = self._planes[0][chunk, t, 0].to(torch.int32)
-        return picture.picture(luma, self._frozen.moves[::4].contiguous(), max(self._bits - SEARCH_BITS, 0))
+        return picture.picture(
+            luma, self._frozen.moves[::4].contiguous(), max(self._bits - SEARCH_BITS, 0)
+        )
 
     def _search(
         self, pictures: list[list[picture.Picture]], t: int, reference: int, hints: Tensor

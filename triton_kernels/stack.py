@@ -22,7 +22,7 @@ class Kept(NamedTuple):
         chunk: Whose they are.
         frame: For the account.
         begin: Where they begin among all that is on the device, or in `host`.
-        count: How many.
+        size: How many.
         precision: Bits of their total mass.
         host: Left ends and widths that the CPU has found; None where the device has.
     """
@@ -30,7 +30,7 @@ class Kept(NamedTuple):
     chunk: int
     frame: int
     begin: int
-    count: int
+    size: int
     precision: int
     host: tuple[Tensor, Tensor] | None = None
 
@@ -107,8 +107,8 @@ class Pusher:
         hosts = [kept.host for kept in ordered if kept.host is not None]
         begin, rows = self._count, []
         for kept in ordered:
-            rows.append((begin if kept.host else kept.begin, kept.count, kept.precision))
-            begin += kept.count if kept.host else 0
+            rows.append((begin if kept.host else kept.begin, kept.size, kept.precision))
+            begin += kept.size if kept.host else 0
         self.kept = ordered
         owners = torch.tensor([kept.chunk for kept in ordered])
         bounds = torch.searchsorted(owners, torch.arange(chunks + 1))

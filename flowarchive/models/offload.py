@@ -63,14 +63,14 @@ class Step(NamedTuple):
         inter: They are predicted from the past; it is one frame then.
         both: From two frames.
         first: The first of them.
-        count: How many.
+        together: How many.
         shift: Low bits that networks do not see.
     """
 
     inter: bool
     both: bool
     first: int
-    count: int
+    together: int
     shift: int
 
 
@@ -131,7 +131,12 @@ class _Known:
     """The encoder's: keeps intervals of what was planned."""
 
     def __init__(
-        self, session: Session, chunk: int, shift: int, fields: NDArray[np.int16], cuts: Sequence[bool]
+        self,
+        session: Session,
+        chunk: int,
+        shift: int,
+        fields: NDArray[np.int16],
+        cuts: Sequence[bool],
     ) -> None:
         self._session, self._chunk, self._shift = session, chunk, shift
         self._fields, self._cuts = fields, cuts
@@ -298,7 +303,7 @@ def _code(session: Session, coming: Sequence[Step | None]) -> None:
         if step.inter:
             session.code_inter(chunks, frames, step.both, step.shift)
         else:
-            session.code_intra(chunks, frames, step.count, step.shift)
+            session.code_intra(chunks, frames, step.together, step.shift)
 
 
 def parts_of(frame: planes.Components, form: Form) -> list[tuple[Any, ...]]:

@@ -88,9 +88,7 @@ class _Past:
         """Begin to compensate the planes of one of `Components.parts` in each of the frames."""
         return [
             [
-                walk.start(
-                    motion.compensate, plane, field, self._shape, samples.low, samples.high
-                )
+                walk.start(motion.compensate, plane, field, self._shape, samples.low, samples.high)
                 for plane in frame.parts[part]
             ]
             for frame, field in zip(self._frames, fields, strict=True)
@@ -173,9 +171,7 @@ class VideoModel:
     ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
         if self._kernels is not None:
-            form = Form(letters, bits)
-            session = self._session(frames[0], 1, len(frames), form)
-            return offload.push_chunks(session, [message], [frames], form)[0]
+            return self.push_chunks([message], [frames], letters, bits)[0]
         recorder = self.recorder()
         with _threads(threads) as executor:
             recorder.executor = executor
@@ -199,13 +195,36 @@ class VideoModel:
         """Pop `count` frames; see `models.Model`."""
         unknown = planes.blank(shapes, letters)
         if self._kernels is not None:
-            form = Form(letters, bits)
-            session = self._session(unknown, 1, count, form)
-            yield from offload.pop_chunks(session, [message], count, form, unknown)[0]
+            yield from self.pop_chunks([message], count, shapes, letters, bits)[0]
             return
         with _threads(threads) as executor:
             walk = Walk(self.reader(message), threads, executor)
             yield from self._walk(walk, [unknown] * count, letters, bits, None)
+
+    def push_chunks(
+        self,
+        messages: Sequence[Message],
+        chunks: Sequence[Sequence[planes.Components]],
+        letters: str,
+        bits: int,
+    ) -> list[Account]:
+        """Push chunks of as many frames and lanes side by side, on a device; see `push_frames`."""
+        form = Form(letters, bits)
+        session = self._session(chunks[0][0], len(chunks), len(chunks[0]), form)
+        return offload.push_chunks(session, messages, chunks, form)
+
+    def pop_chunks(
+        self,
+        messages: Sequence[Message],
+        count: int,
+        shapes: Sequence[tuple[int, int]],
+        letters: str,
+        bits: int,
+    ) -> list[list[planes.Components]]:
+        """Pop chunks of as many frames and lanes side by side, on a device; see `pop_frames`."""
+        form, unknown = Form(letters, bits), planes.blank(shapes, letters)
+        session = self._session(unknown, len(messages), count, form)
+        return offload.pop_chunks(session, messages, count, form, unknown)
 
     def _session(self, frame: planes.Components, chunks: int, count: int, form: Form) -> Session:
         """Begin a walk through chunks of `count` such frames on the device."""
