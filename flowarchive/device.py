@@ -25,8 +25,46 @@ class Network(Protocol):
         """Take a phase's channels in, int8 [N, h, w, C]; give a state and the head's integers."""
 
 
+class Session(Protocol):
+    """Chunks on a device: arrays in, arrays out; see `triton_kernels.session.Session`."""
+
+    def give(self, samples: Any) -> None:
+        """Send planes, to be packed."""
+
+    def plan(self) -> tuple[Any, Any]:
+        """Search all motion; return fields, and what tells cuts."""
+
+    def keep(self, chunk: int, frame: int, start: Any, freq: Any, precision: int) -> None:
+        """Keep intervals that the CPU has found."""
+
+    def push(self, head: Any, size: Any, words: Any) -> tuple[Any, Any, Any]:
+        """Push all that was kept; return heads, words and code lengths."""
+
+    def take(self, words: Any, lanes: int) -> None:
+        """Send words, to be unpacked."""
+
+    def set_messages(self, head: Any, size: Any, fields: Any) -> None:
+        """Send heads as the CPU has left them, and the motion it has popped."""
+
+    def messages(self) -> tuple[Any, Any]:
+        """Fetch heads and sizes."""
+
+    def planes(self) -> tuple[Any, Any, Any]:
+        """Fetch heads, sizes and all planes."""
+
+    def code_intra(
+        self, chunks: Sequence[int], frames: Sequence[int], count: int, shift: int
+    ) -> None:
+        """Code frames that stand on their own."""
+
+    def code_inter(
+        self, chunks: Sequence[int], frames: Sequence[int], both: bool, shift: int
+    ) -> None:
+        """Code frames that are predicted from the past."""
+
+
 class Kernels(Protocol):
-    """What a device offers; arrays in, arrays out, see `triton_kernels.host.Host`.
+    """What a device offers; see `triton_kernels.host.Host`.
 
     Attributes:
         name: What people call the device.
@@ -34,44 +72,20 @@ class Kernels(Protocol):
 
     name: str
 
-    def upload(self, array: Any) -> Any:
-        """Send an array to the device."""
-
     def network(self, layers: dict[str, list[tuple[Any, Any, Any]]]) -> Network:
         """Send a level's layers, (weight, bias, shift) each, to the device."""
 
-    def intervals(
-        self, symbols: Any, parameters: Sequence[Any], support: tuple[int, int, int], frozen: Any
-    ) -> tuple[Any, Any]:
-        """Return (start, freq) of symbols under their mixtures."""
-
-    def push(self, head: Any, tail: Any, size: int, kept: Sequence[Any]) -> tuple[Any, Any, int]:
-        """Push arrays of intervals, the last one first; return heads, tail and its live words."""
-
-    def pop(
+    def session(
         self,
-        head: Any,
-        words: Any,
-        size: int,
-        parameters: Sequence[Any],
-        support: tuple[int, int, int],
-        frozen: Any,
-    ) -> tuple[Any, Any, int]:
-        """Pop symbols; return them, the heads and the live words, -1 where they did not suffice."""
-
-    def compensate(
-        self,
-        planes: Any,
-        field: Any,
-        filters: Any,
-        luma_shape: tuple[int, int],
-        low: int,
-        high: int,
-    ) -> Any:
-        """Predict planes [N, h, w] through a field of motion."""
-
-    def search(self, current: Any, reference: Any, hints: Any, prices: Any) -> Any:
-        """Choose a motion field."""
+        tables: dict[str, Any],
+        nets: dict[str, Any],
+        filters: Sequence[Any],
+        parts: Sequence[tuple[Any, ...]],
+        chunks: int,
+        frames: int,
+        bits: int,
+    ) -> Session:
+        """Begin a walk through some chunks."""
 
 
 def select(name: str) -> Kernels | None:

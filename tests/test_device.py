@@ -5,30 +5,36 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from interpreted import Runs
 from models import make_video_model
 
-from flowarchive import device, planes, store
+from flowarchive import device, motion, planes, store
 from flowarchive.ans import Message
-from flowarchive.errors import DeviceError, NotReproducible
+from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
 from flowarchive.models.video import VideoModel
+from triton_kernels import filters, picture, rans, search
+from triton_kernels.link import Traffic
 
-SHAPES = [(6, 8), (3, 4), (3, 4)]
-LANES = 16
+SHAPES = [(4, 5), (2, 3), (2, 3)]
+LANES = 4
 
 
-def frames(count: int) -> list[planes.Components]:
-    """A texture that moves by a sample a frame, with noise."""
-    random = np.random.default_rng(0)
-    texture = random.integers(-90, 90, (30, 40)).astype(np.int32)
-    texture = (texture + np.roll(texture, 1, 0) + np.roll(texture, 1, 1)) // 3
+def frames(count: int, cut: int, seed: int) -> list[planes.Components]:
+    """A texture that moves by a sample a frame, with noise; at a cut it is another."""
+    random = np.random.default_rng(seed)
     done = []
     for t in range(count):
+        if t in (0, cut):
+            texture = random.integers(-90, 90, (30, 40)).astype(np.int32)
+            texture = (texture + np.roll(texture, 1, 0) + np.roll(texture, 1, 1)) // 3
         luma, u, v = (
-            texture[t : t + h, 2 * t : 2 * t + w] + random.integers(0, 3, (h, w)).astype(np.int32)
+            texture[t : t + h, t : t + w] + random.integers(0, 3, (h, w)).astype(np.int32)
             for h, w in SHAPES
         )
         done.append(planes.Components(luma, np.stack([u, v])))
@@ -36,7 +42,19 @@ def frames(count: int) -> list[planes.Components]:
 
 
 @pytest.fixture
-def kernels() -> Any:
+def kernels(monkeypatch) -> Any:
+    """Of the interpreter, in few and large programs; motion, tested apart, is the CPU's search."""
+
+    def search_on_cpu(current, reference, hints, prices):
+        parts = [
+            SimpleNamespace(shape=SHAPES[0], **{k: v.numpy() for k, v in one._asdict().items()})
+            for one in (current, reference)
+        ]
+        return torch.from_numpy(motion.search(*parts, hints.numpy()))
+
+    monkeypatch.setattr(search, "search", search_on_cpu)
+    monkeypatch.setattr(picture, "TILE", 1 << 13)
+    monkeypatch.setattr(filters, "SYSTEMS", 64)
     return device.select("cuda")
 
 
@@ -53,26 +71,70 @@ def unpack(model: VideoModel, data: bytes, count: int) -> list[planes.Components
     return done
 
 
-def test_a_chunk_crosses_over_both_ways(kernels):
-    """Intra and inter frames, networks, motion, intervals and the stack: equal bytes, both ways."""
+def assert_same(ours: list[planes.Components], theirs: list[planes.Components]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert all(map(np.array_equal, one.parts, other.parts))
+
+
+def test_chunks_cross_over_both_ways(kernels, monkeypatch):
+    """Two chunks side by side, out of step: frames of one and of two references, and a cut.
+
+    What one path packs the other unpacks, to equal bytes. Frames travel once each way; between,
+    a decoder sends and fetches heads, and motion, once a step.
+    """
+    pushes = Runs(monkeypatch, rans, "push_kernel")
+    pops = Runs(monkeypatch, rans, "pop_symbols_kernel")
     model = make_video_model(seed=3)
-    given = frames(2)
-    on_cpu = pack(model, given)
+    given = [frames(3, 0, seed=1), frames(3, 1, seed=2)]
+    on_cpu = [pack(model, chunk) for chunk in given]
+    assert not pushes.grids
     model.use(kernels)
-    assert pack(model, given) == on_cpu
-    packed = dict(kernels.launches)
-    assert set(packed) == {"advance", "search", "compensate", "intervals", "push"}
-    from_kernels = unpack(model, on_cpu, len(given))
-    assert kernels.launches["pop"] == packed["intervals"]
-    assert kernels.launches["advance"] == 2 * packed["advance"]
+    messages = [Message(LANES) for _ in given]
+    accounts = model.push_chunks(messages, given, "YUV", 8)
+    assert [message.to_bytes() for message in messages] == on_cpu
+    assert pushes.grids == [(2,)]
+    for account, message in zip(accounts, messages, strict=True):
+        assert account.ideal_bits == pytest.approx(message.bits, rel=0.1)
+    traffic = kernels.link.traffic
+    assert (traffic.uploads, traffic.downloads) == (2, 3)
+    samples = sum(h * w for h, w in SHAPES) * 3 * 2
+    assert traffic.sent < 2 * samples + 4096  # and vectors, kinds, tables of segments
+
+    kernels.link.traffic = traffic = Traffic()
+    messages = [Message.from_bytes(data, LANES) for data in on_cpu]
+    from_kernels = model.pop_chunks(messages, 3, SHAPES, "YUV", 8)
+    assert all(message.is_drained for message in messages)
+    # Intra, inter, inter; the other's cut makes one group of two frames, and a step less.
+    steps = 3
+    assert (traffic.uploads, traffic.downloads) == (1 + steps, steps + 2)
+    assert len(set(pops.grids)) == 1
     model.use(None)
-    launches = dict(kernels.launches)
-    from_cpu = unpack(model, on_cpu, len(given))
-    assert kernels.launches == launches
-    for frame, ours, theirs in zip(given, from_kernels, from_cpu, strict=True):
-        for part, one, other in zip(frame.parts, ours.parts, theirs.parts, strict=True):
-            assert np.array_equal(part, one)
-            assert np.array_equal(part, other)
+    launches = len(pops.grids)
+    for chunk, ours, data in zip(given, from_kernels, on_cpu, strict=True):
+        assert_same(ours, chunk)
+        assert_same(unpack(model, data, 3), chunk)
+    assert len(pops.grids) == launches
+
+
+def test_one_frame_crosses_over(kernels):
+    """Deep samples, of which networks do not see the lowest; alpha; planes too flat to split."""
+    model = make_video_model(seed=3)
+    random = np.random.default_rng(5)
+    shapes = [(1, 3), (1, 2), (1, 2), (1, 3)]
+    luma, u, v, alpha = (random.integers(-2000, 2000, s).astype(np.int32) for s in shapes)
+    given = [planes.Components(luma, np.stack([u, v]), (alpha,))]
+    packed = []
+    for chosen in (None, kernels):
+        model.use(chosen)
+        message = Message(LANES)
+        model.push_frames(message, given, "YUVA", 12)
+        packed.append(message.to_bytes())
+    assert packed[0] == packed[1]
+    message = Message.from_bytes(packed[0], LANES)
+    assert_same(list(model.pop_frames(message, 1, shapes, "YUVA", 12)), given)
+    message = Message.from_bytes(packed[0][: 8 * LANES], LANES)
+    with pytest.raises(MessageExhausted):
+        list(model.pop_frames(message, 1, shapes, "YUVA", 12))
 
 
 def test_a_model_is_placed_once_it_has_given_its_answer(kernels, monkeypatch):
@@ -110,7 +172,8 @@ def test_one_network_answers_alike(kernels):
     expected = model.known_answer()
     model.use(kernels)
     assert model.known_answer() == expected
-    assert kernels.launches == {"advance": 3}
+    traffic = kernels.link.traffic
+    assert (traffic.uploads, traffic.downloads) == (3, 3)
 
 
 def test_choices(monkeypatch):

@@ -37,11 +37,9 @@ def test_every_case_launches(case):
 def test_every_kernel_is_a_case():
     every = {launch for case in ahead.CASES for launch in ahead.launches(case)}
     with ahead.recorded():
-        modules = (
-            ahead.convolution, ahead.coupling, ahead.mixture, ahead.motion, ahead.picture,
-            ahead.rans, ahead.search, ahead.uniform,
-        )  # fmt: skip
-        names = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+        names = {
+            name for module in ahead.MODULES for name in vars(module) if name.endswith("_kernel")
+        }
     assert every == names
 
 

@@ -46,12 +46,15 @@ def test_compensation(shape, fold, monkeypatch):
     for low, high in ((-128, 127), (-65536, 65535)):
         planes = random.integers(low, high + 1, (2, *part)).astype(np.int32)
         planes[1] = random.choice([low, high], part)
+        fields = np.stack([field, -field, field // 2])
+        kind = np.int16 if high < 1 << 15 else np.int32
         got = kernels.compensate(
-            torch.from_numpy(planes), torch.from_numpy(field), torch.from_numpy(FILTERS),
-            shape, low, high,
+            torch.from_numpy(planes.astype(kind)), torch.tensor([1, 0], dtype=torch.int32),
+            torch.from_numpy(fields), torch.tensor([2, 0], dtype=torch.int32),
+            torch.from_numpy(FILTERS), shape, low, high,
         )  # fmt: skip
-        for plane, ours in zip(planes, got, strict=True):
-            expected = motion.compensate(plane, field, shape, low, high)
+        for n, chosen, ours in ((1, 2, got[0]), (0, 0, got[1])):
+            expected = motion.compensate(planes[n], fields[chosen], shape, low, high)
             assert np.array_equal(ours.numpy(), expected)
     assert len(runs.grids) == 2
 
@@ -102,14 +105,14 @@ def test_the_search_chooses_the_same_field(monkeypatch):
 
 
 def test_launchers_refuse():
-    field = torch.zeros(2, 2, 2, dtype=torch.int16)
-    plane = torch.zeros(1, 16, 16, dtype=torch.int32)
-    filters = torch.from_numpy(FILTERS)
-    with pytest.raises(ValueError, match="field is"):
-        kernels.compensate(plane, field, filters, (24, 16), 0, 1)
+    field = torch.zeros(1, 2, 2, 2, dtype=torch.int16)
+    plane, first = torch.zeros(1, 16, 16, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    given = first, field, first, torch.from_numpy(FILTERS)
+    with pytest.raises(ValueError, match="fields is"):
+        kernels.compensate(plane, *given, (24, 16), 0, 1)
     with pytest.raises(ValueError, match="no subsampling"):
-        kernels.compensate(plane[:, :7].contiguous(), field, filters, (16, 16), 0, 1)
+        kernels.compensate(plane[:, :7].contiguous(), *given, (16, 16), 0, 1)
     with pytest.raises(TypeError, match="planes is"):
-        kernels.compensate(plane.short(), field, filters, (16, 16), 0, 1)
+        kernels.compensate(plane.char(), *given, (16, 16), 0, 1)
     with pytest.raises(ValueError, match="no picture"):
         picture.picture(plane[0], QUARTERS, 8)

@@ -29,7 +29,22 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from triton_kernels import convolution, coupling, mixture, motion, picture, rans, search, uniform
+from triton_kernels import (
+    convolution,
+    correction,
+    coupling,
+    features,
+    filters,
+    heads,
+    lattice,
+    linear,
+    mixture,
+    motion,
+    picture,
+    rans,
+    search,
+    uniform,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -47,10 +62,19 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
 }
 OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 ALIGNMENT = 16
 META = torch.device("meta")
+HEIGHT, WIDTH = 1080, 1920
+
+
+MODULES: list[ModuleType] = [
+    convolution, correction, coupling, features, filters, heads, lattice, linear, mixture, motion,
+    picture, rans, search, uniform,
+]  # fmt: skip
+"""Those that have kernels."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +145,9 @@ class _Recorder:
 def recorded() -> Iterator[list[Launch]]:
     """Keep launches instead of making them."""
     kept: list[Launch] = []
-    modules: list[ModuleType] = [
-        convolution, coupling, mixture, motion, picture, rans, search, uniform
-    ]  # fmt: skip
     replaced = [
         (module, name, value)
-        for module in modules
+        for module in MODULES
         for name, value in vars(module).items()
         if name.endswith("_kernel")
     ]
@@ -233,9 +254,88 @@ def _pop_uniform(lanes: int) -> None:
 
 def _compensate() -> None:
     motion.compensate(
-        empty(torch.int32, 1, 1080, 1920), empty(torch.int16, 135, 240, 2),
-        empty(torch.int32, 16, 8), (1080, 1920), -128, 127,
+        _storage(), _numbers(1), empty(torch.int16, 1, 135, 240, 2), _numbers(1),
+        empty(torch.int32, 16, 8), (HEIGHT, WIDTH), -128, 127,
     )  # fmt: skip
+
+
+def _numbers(count: int) -> Tensor:
+    return empty(torch.int32, count)
+
+
+def _storage() -> Tensor:
+    return empty(torch.int16, 1, 30, 1, HEIGHT, WIDTH)
+
+
+def _around(inter: bool, chroma: bool) -> features.Around:
+    planes, lights = empty(torch.int32, 2, HEIGHT, WIDTH), empty(torch.int32, 1, HEIGHT, WIDTH)
+    return features.Around(
+        *((planes, planes) if inter else (None, None)),
+        *((lights,) * (3 if inter else 1) if chroma else ()),
+    )
+
+
+def _features(inter: bool, chroma: bool, phase: int) -> None:
+    grid = lattice.grid_shape(HEIGHT, WIDTH, 0)
+    seen = empty(torch.int8, 2, *grid, 80)[..., 80 - features.channels(inter, chroma, phase) :]
+    tables = features.Tables(empty(torch.int32, 3, 16, 2), empty(torch.int8, 4096))
+    last = empty(torch.int32, 2, *grid, 5 if inter else 4) if phase else None
+    planes, place, around = _storage(), _numbers(2), _around(inter, chroma)
+    if inter:
+        foretold = empty(torch.int32, 2, *grid)
+        features.inter(planes, place, around, foretold, last, 0, phase, 0, tables, seen)
+    else:
+        features.intra(planes, place, around, last, 0, phase, 0, tables, seen)
+
+
+def _learned(taps: int) -> linear.Filters:
+    slots = 1, 2, linear.GROUPS, linear.PHASES, linear.CLASSES
+    return linear.Filters(
+        empty(torch.int32, *slots, taps), empty(torch.int64, *slots, linear.products(taps)),
+        _numbers(1), empty(torch.float64, *slots, linear.products(taps)),
+    )  # fmt: skip
+
+
+def _linear(taps: int, learn: bool) -> None:
+    common = (
+        _storage(), _numbers(2), _around(True, taps == linear.CHROMA_TAPS), _numbers(1),
+        _learned(taps), empty(torch.int32, 3, 64, 3), 0,
+    )  # fmt: skip
+    if learn:
+        linear.learn(*common, 0)
+    else:
+        linear.predict(*common, 0, 0, (-32768, 32512))
+
+
+def _filters(taps: int) -> None:
+    defaults = empty(torch.float64, linear.GROUPS, linear.PHASES, linear.CLASSES, taps)
+    filters.end_frame(_learned(taps), defaults, empty(torch.float64, 3), _numbers(1))
+
+
+def _mixtures(components: int) -> None:
+    grid = lattice.grid_shape(HEIGHT, WIDTH, 0)
+    heads.mixtures(
+        empty(torch.int16, 1, *grid, 3 * components), empty(torch.int32, 1, *grid, components),
+        grid, empty(torch.int32, 1, 3, 3, 48), _numbers(1), (0, 0), 0, _numbers(16),
+    )  # fmt: skip
+
+
+def _correction() -> None:
+    corrections = correction.Corrections(
+        empty(torch.int64, 1, 3, 3, 48, 3), empty(torch.int64, 1, 3, 3, 48, 3),
+        empty(torch.int32, 1, 3, 3, 48), _numbers(1),
+    )  # fmt: skip
+    correction.learn(
+        corrections, _numbers(1), (0, 0), _numbers(1 << 20), *_parameters(1 << 20, 5), _tables(),
+        _numbers(256),
+    )  # fmt: skip
+    correction.end_frame(corrections, _numbers(1))
+
+
+def _lattice() -> None:
+    lattice.take(_storage(), _numbers(1), 0, 0)
+    lattice.on_grid(_storage(), _numbers(1), (HEIGHT // 2, WIDTH // 2), 4)
+    lattice.cut_sums(_storage(), _numbers(1), empty(torch.int32, 1, HEIGHT, WIDTH))
 
 
 def _search() -> None:
@@ -277,9 +377,24 @@ CASES = [
     Case("push uniform, 64", lambda: _push_uniform(64)),
     Case("pop uniform, 64", lambda: _pop_uniform(64)),
     Case("compensate", _compensate),
+    *(
+        Case(f"{'inter' if inter else 'intra'}, {'chroma' if chroma else 'luma'}, phase {phase}",
+             lambda i=inter, c=chroma, p=phase: _features(i, c, p))  # type: ignore[misc]
+        for inter in (False, True) for chroma in (False, True) for phase in (0, 1)
+    ),
+    Case("predict, 38 taps", lambda: _linear(38, learn=False)),
+    Case("predict, 45 taps", lambda: _linear(45, learn=False)),
+    Case("learn, 38 taps", lambda: _linear(38, learn=True), multiplies=True),
+    Case("learn, 45 taps", lambda: _linear(45, learn=True), multiplies=True),
+    Case("filters, 38 taps", lambda: _filters(38)),
+    Case("filters, 45 taps", lambda: _filters(45)),
+    Case("mixtures, K 4", lambda: _mixtures(4)),
+    Case("mixtures, K 5", lambda: _mixtures(5)),
+    Case("correction", _correction),
+    Case("lattice", _lattice),
     Case("search", _search, hot=False),
-]
-"""Every kernel, as the default model's shapes launch it; `search` launches four."""
+]  # fmt: skip
+"""Every kernel, as the default model's shapes launch it; some cases launch several."""
 
 
 def launches(case: Case) -> dict[str, Launch]:
@@ -363,8 +478,9 @@ def main() -> int:
     row = "{:<34} {:<7} {:>9} {:>6} {:>7}  {}"
     print(row.format("kernel", "target", "registers", "spills", "shared", "product"))
     for case in chosen:
-        for name, launch in launches(case).items():
-            label = case.name if case.name != "search" else name
+        made = launches(case)
+        for name, launch in made.items():
+            label = case.name if len(made) == 1 else f"{case.name}: {name.removesuffix('_kernel')}"
             for target in TARGETS:
                 outcome = compile_launch(launch, target)
                 bad = faults(case, outcome)

@@ -134,6 +134,17 @@ def intervals_kernel(
     tl.store(freq + at, (end - begin).to(tl.int32), known)
 
 
+def check_tables(tables: Tables, device: torch.device) -> None:
+    """Check the frozen tables.
+
+    Raises:
+        TypeError: A table has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    check("packed", tables.packed, torch.int64, [TABLE_SIZE], device)
+    check("reciprocals", tables.reciprocals, torch.int64, [8], device)
+
+
 def check_parameters(
     mean: Tensor, scale: Tensor, weight: Tensor, support: Support, tables: Tables
 ) -> int:
@@ -146,8 +157,7 @@ def check_parameters(
     count, components = check("mean", mean, torch.int32, [None, None]).shape
     check("scale", scale, torch.int32, [count, components], mean.device)
     check("weight", weight, torch.int32, [count, components], mean.device)
-    check("packed", tables.packed, torch.int64, [TABLE_SIZE], mean.device)
-    check("reciprocals", tables.reciprocals, torch.int64, [8], mean.device)
+    check_tables(tables, mean.device)
     if not 1 <= components <= MAX_COMPONENTS:
         raise ValueError(f"{components} components are not in 1..{MAX_COMPONENTS}")
     low, high, precision = support

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels.checks import check
+from triton_kernels.lattice import check_storage, plane_of
 
 BLOCK = 8
 """Luma samples in each direction that share a vector."""
@@ -42,11 +43,12 @@ def filtered(plane, filter_y, filter_x, y, x, height, width, known):
 
 @triton.jit
 def compensate_kernel(
-    plane, field, filters, target, height, width, columns, fold_y, fold_x, low, high,
-    TILE: tl.constexpr,
+    planes, place, fields, chosen, filters, target, height, width, rows, columns, planes_each,
+    fold_y, fold_x, low, high, TILE: tl.constexpr,
 ):  # fmt: skip
     """One program makes TILE samples of one plane; see `compensate`."""
     i_n = tl.program_id(1).to(tl.int64)
+    field = fields + tl.load(chosen + i_n // planes_each).to(tl.int64) * rows * columns * 2
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
     known = at < height * width
     y, x = at // width, at % width
@@ -55,7 +57,8 @@ def compensate_kernel(
     dy = tl.load(field + 2 * block, known, other=0).to(tl.int32) * (4 // fold_y)
     dx = tl.load(field + 2 * block + 1, known, other=0).to(tl.int32) * (4 // fold_x)
     total = filtered(
-        plane + i_n * height * width, filters + (dy & 15) * 8, filters + (dx & 15) * 8,
+        plane_of(planes, place, i_n, height, width),
+        filters + (dy & 15) * 8, filters + (dx & 15) * 8,
         y + (dy >> 4), x + (dx >> 4), height, width, known,
     )  # fmt: skip
     value = tl.minimum(tl.maximum((total + 512) >> 10, low), high)
@@ -64,18 +67,22 @@ def compensate_kernel(
 
 def compensate(
     planes: Tensor,
-    field: Tensor,
+    place: Tensor,
+    fields: Tensor,
+    chosen: Tensor,
     filters: Tensor,
     luma_shape: tuple[int, int],
     low: int,
     high: int,
 ) -> Tensor:
-    """Predict planes from the same planes of a reference frame.
+    """Predict planes from the same planes of reference frames.
 
     Args:
-        planes: int32 [N, h, w] of the reference, each sample at most 2**16 in magnitude; h * w is
-            at most 2**28.
-        field: int16 [rows, columns, 2], quarters of a luma sample, at most 2047 in magnitude.
+        planes: int16 or int32 [..., h, w], each sample at most 2**16 in magnitude; h * w is at
+            most 2**28.
+        place: Which of them, int32 [N].
+        fields: int16 [..., rows, columns, 2], quarters of a luma sample, at most 2047 in magnitude.
+        chosen: Which of them, int32 [A]: N / A planes in a row share a field.
         filters: int32 [16, 8], a filter for each sixteenth of a sample.
         luma_shape: (H, W); h and w are H and W divided by 1, 2 or 4 and rounded up.
         low: The least value a sample can have.
@@ -88,16 +95,18 @@ def compensate(
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another.
     """
-    count, height, width = check("planes", planes, torch.int32, [None, None, None]).shape
+    count, height, width = check_storage(planes, place)
     rows, columns = (-(-size // BLOCK) for size in luma_shape)
-    check("field", field, torch.int16, [rows, columns, 2], planes.device)
-    check("filters", filters, torch.int32, [16, TAPS], planes.device)
+    device = planes.device
+    check("fields", fields.flatten(0, -4), torch.int16, [None, rows, columns, 2], device)
+    actions = check("chosen", chosen, torch.int32, [None], device).numel()
+    check("filters", filters, torch.int32, [16, TAPS], device)
     folds = _fold(luma_shape[0], height), _fold(luma_shape[1], width)
-    target = torch.empty_like(planes)
+    target = torch.empty((count, height, width), dtype=torch.int32, device=device)
     if target.numel():
         compensate_kernel[(triton.cdiv(height * width, TILE), count)](
-            planes, field, filters, target, height, width, columns, *folds,
-            4 * low, 4 * high, TILE=TILE,
+            planes, place, fields, chosen, filters, target, height, width, rows, columns,
+            count // actions, *folds, 4 * low, 4 * high, TILE=TILE,
         )  # fmt: skip
     return target
 

@@ -30,7 +30,8 @@ _MERGE = tl.constexpr(6)
 _ZERO = tl.constexpr(78)
 _SPREADS = tl.constexpr(5)
 _FAR = tl.constexpr(1e30)
-_MOST = tl.constexpr(2047)
+MOST = 2047
+_MOST = tl.constexpr(MOST)
 _TRIES = tl.constexpr(17)  # around a unit, none, of the hints, and of the first looks
 CONTEXTS = 78 + 20 + 2 + 120 + 12
 
@@ -399,7 +400,7 @@ def search(current: Picture, reference: Picture, hints: Tensor, prices: Prices) 
             search_kernel[(count,)](
                 current.phases, reference.phases, hints, starts, *prices, field, first, line,
                 rows, columns, wide, *current.phases.shape[1:],
-                MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=4,
+                MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=8,
                 enable_fp_fusion=False,
             )  # fmt: skip
     return field

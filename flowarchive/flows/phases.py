@@ -92,6 +92,7 @@ class PhaseNet:
 
     Attributes:
         couplings: Of the three phases' flows; None where they have none.
+        network: On a device; None for the CPU.
 
     Args:
         shape: What it is built like.
@@ -109,7 +110,7 @@ class PhaseNet:
 
         self.shape = shape
         self._tensors, self._prefix = tensors, prefix
-        self._network: Network | None = None
+        self.network: Network | None = None
         self.couplings: Sequence[Couplings] | None = None
         self.reach = shape.blocks + 3  # rows and columns around a position that its last head sees
         self._begin = layer("begin")
@@ -120,13 +121,13 @@ class PhaseNet:
     def use(self, kernels: Kernels | None) -> None:
         """Have a device advance from now on; None for the CPU."""
         if kernels is None:
-            self._network = None
+            self.network = None
             return
         layers: dict[str, list[tuple[Any, Any, Any]]] = {}
         for name in self.shape.weights():
             layer = layer_of(self._tensors, self._prefix + name)
             layers.setdefault(name.split(".")[0], []).append(layer)
-        self._network = kernels.network(layers)
+        self.network = kernels.network(layers)
 
     def advance(self, phase: int, seen: Bytes, state: Bytes | None) -> tuple[Bytes, Int16]:
         """Take a phase's channels in.
@@ -141,9 +142,9 @@ class PhaseNet:
             more], inside a border that means nothing. A device keeps its state, and what is
             returned for it means something to it alone.
         """
-        if self._network is not None:
+        if self.network is not None:
             channels = self.shape.seen[phase]
-            kept, head = self._network.advance(phase, int8.signed(seen)[..., :channels], state)
+            kept, head = self.network.advance(phase, int8.signed(seen)[..., :channels], state)
             return kept, np.pad(head, ((0, 0), (1, 1), (1, 1), (0, 0)))
         if state is None:
             state = self._begin.to_bytes((seen,))

@@ -57,11 +57,11 @@ class Mixtures(NamedTuple):
             offsets: Corrections of the scales; see `ScaleCorrection`.
             shift: Low bits the network has not seen.
         """
-        _fill(head, anchors, offsets, shift, _weight_table(), *self)
+        _fill(head, anchors, offsets, shift, weight_table(), *self)
 
 
 @cache
-def _weight_table() -> Int32:
+def weight_table() -> Int32:
     """Return floor(2**(15 - i / 16)) for i in 0..15, int32, read-only."""
     # The integer 16th root of 2**(240 - i), by halving.
     table = []

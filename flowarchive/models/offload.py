@@ -1,89 +1,316 @@
-"""The two ends of a walk whose intervals and whose stack are a device's; see `codec`."""
+"""Chunks of the `video` model walked through on a device; the CPU conducts, and codes vectors.
+
+All whole-frame work is the device's, and what it works on stays there (`triton_kernels.session`).
+Here is what is serial and small: which frames go together, which are cuts, and motion vectors,
+whose adaptive binary decisions depend on each other one by one. Every chunk says what comes next;
+chunks for which the same comes next go together in one step:
+
+    _Chunk  ->  Intra(first, count)  ->  _Chunk  ->  Inter(frame)  ->  ...
+
+An order of decoding serves both directions, as in `codec`: known kinds and fields are kept to be
+pushed, unknown ones are popped.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowarchive import motion, planes
 from flowarchive.account import Account
+from flowarchive.adaptive import predictor
+from flowarchive.adaptive.correction import log_table
 from flowarchive.ans import Message
-from flowarchive.codec import Intervals, Reader, Recorder
-from flowarchive.device import Kernels
-from flowarchive.entropy import LogisticMixture, sigmoid_table
+from flowarchive.codec import find_intervals
+from flowarchive.device import Session
+from flowarchive.entropy import sigmoid_table
 from flowarchive.entropy.cumulative import RECIPROCALS
+from flowarchive.errors import FormatError, MessageExhausted
+from flowarchive.features import log_table as channel_logs
+from flowarchive.models.form import BATCH_SAMPLES, KINDS, SHIFTS, Form, check_shift
+from flowarchive.models.mixtures import weight_table
+from flowarchive.models.plan import choose_shift
 
 Int32 = NDArray[np.int32]
 
 
-def _frozen() -> tuple[Int32, NDArray[np.int64]]:
-    return sigmoid_table(), np.array(RECIPROCALS, dtype=np.int64)
+def tables() -> dict[str, NDArray[Any]]:
+    """Return the tables of the format that a device looks things up in."""
+    rates, bits, magnitudes = motion.prices()
+    constants = predictor.DECAY, predictor.GLOBAL_RIDGE, predictor.CLASS_RIDGE
+    return {
+        "sigmoid": sigmoid_table(),
+        "reciprocals": np.array(RECIPROCALS, dtype=np.int64),
+        "logs": channel_logs(),
+        "weights": weight_table(),
+        "costs": log_table(),
+        "moves": motion.FILTERS,
+        "rates": rates,
+        "bits": bits,
+        "magnitudes": magnitudes,
+        "constants": np.array(constants),
+    }
 
 
-def _support(model: LogisticMixture) -> tuple[int, int, int]:
-    return model.low, model.high, model.precision
+class Step(NamedTuple):
+    """Frames of a chunk that are coded together.
 
-
-class DeviceRecorder(Recorder):
-    """The encoder's end: mixtures' intervals, and every push, on a device.
-
-    Args:
-        kernels: The device's.
+    Attributes:
+        inter: They are predicted from the past; it is one frame then.
+        both: From two frames.
+        first: The first of them.
+        together: How many.
+        shift: Low bits that networks do not see.
     """
 
-    def __init__(self, kernels: Kernels) -> None:
-        super().__init__()
-        self._kernels = kernels
-
-    def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
-        """Keep the symbols' intervals; see `codec.Coder`."""
-        if not isinstance(model, LogisticMixture):
-            return super().code(model, symbols, *parameters)
-        values, checked = model.checked(symbols, *parameters)
-        self._keep(partial(self._find, model, values, checked))
-        return symbols
-
-    def _find(
-        self, model: LogisticMixture, values: Int32, checked: tuple[Int32, Int32, Int32]
-    ) -> Intervals:
-        found = self._kernels.intervals(values, checked, _support(model), _frozen())
-        return Intervals(*found, model.precision)
-
-    def push(self, message: Message, account: Account) -> None:
-        """Push all that was kept, the last first, a launch for each frame; forget it."""
-        for frame, group in groupby(reversed(self._kept), key=lambda kept: kept[1]):
-            found = [step.result() for step, _ in group]
-            steps = [step for step in reversed(found) if isinstance(step, Intervals)]
-            head, tail, size = self._kernels.push(message.head, message.tail, message.size, steps)
-            message.head[:], message.tail, message.size = head, tail, size
-            account.integer(frame, message.bits, sum(step.ideal for step in steps))
-        self._kept.clear()
+    inter: bool
+    both: bool
+    first: int
+    together: int
+    shift: int
 
 
-class DeviceReader(Reader):
-    """The decoder's end: mixtures' symbols are found and popped on a device.
+class _End(Protocol):
+    """What a chunk asks of the CPU's part of one end."""
+
+    def shift(self) -> int:
+        """Code how many low bits networks do not see."""
+
+    def has_past(self, t: int) -> bool:
+        """Code whether a frame is predicted from the past."""
+
+    def field(
+        self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
+    ) -> motion.Field:
+        """Code a field of motion."""
+
+
+def steps(end: _End, form: Form, frames: int, luma: tuple[int, int], fits: bool) -> Iterator[Step]:
+    """Say what comes next in a chunk, and code what the CPU codes, in the order of decoding.
 
     Args:
-        message: Gives the bits back; only its heads and its size change.
-        kernels: The device's.
+        end: One of a chunk.
+        form: Of the chunk.
+        frames: How many there are.
+        luma: Shape of their luma.
+        fits: Whether planes fit their motion.
+
+    Raises:
+        FormatError: The bits say what no encoder would.
     """
+    shift = end.shift()
+    check_shift(shift, form.bits)
+    models = motion.VectorModel(), motion.VectorModel()
+    before, known = motion.zero_field(luma), 0  # frames that a field may refer to
+    waiting = 0
+    for t in range(frames):
+        has_past = t > 0 and end.has_past(t)
+        if has_past and not fits:
+            raise FormatError("a frame's planes do not fit its motion")
+        full = (waiting + 1) * luma[0] * luma[1] > BATCH_SAMPLES
+        if waiting and (has_past or full):
+            yield Step(False, False, t - waiting, waiting, shift)
+            waiting, before, known = 0, motion.zero_field(luma), 1
+        if not has_past:
+            waiting += 1
+            continue
+        before = end.field(t, 0, before, models[0])
+        if known > 1:
+            end.field(t, 1, motion.doubled(before), models[1])
+        yield Step(True, known > 1, t, 1, shift)
+        known = 2
+    if waiting:
+        yield Step(False, False, frames - waiting, waiting, shift)
 
-    def __init__(self, message: Message, kernels: Kernels) -> None:
-        super().__init__(message)
-        self._kernels = kernels
-        self._words = kernels.upload(message.tail[: message.size])
 
-    def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
-        """Pop as many symbols as there are; see `codec.Coder`."""
-        if not isinstance(model, LogisticMixture):
-            return super().code(model, symbols, *parameters)
-        message = self._message
-        _, checked = model.checked(np.full(symbols.size, model.low, np.int32), *parameters)
-        popped, head, size = self._kernels.pop(
-            message.head, self._words, message.size, checked, _support(model), _frozen()
-        )
-        message.commit(head, size)
-        return np.asarray(popped, dtype=np.int32)
+class _Known:
+    """The encoder's: keeps intervals of what was planned."""
+
+    def __init__(
+        self,
+        session: Session,
+        chunk: int,
+        shift: int,
+        fields: NDArray[np.int16],
+        cuts: Sequence[bool],
+    ) -> None:
+        self._session, self._chunk, self._shift = session, chunk, shift
+        self._fields, self._cuts = fields, cuts
+
+    def shift(self) -> int:
+        found = find_intervals(SHIFTS, np.array([self._shift], dtype=np.int32))
+        self._session.keep(self._chunk, 0, *found)
+        return self._shift
+
+    def has_past(self, t: int) -> bool:
+        found = find_intervals(KINDS, np.array([not self._cuts[t]], dtype=np.int32))
+        self._session.keep(self._chunk, t, *found)
+        return not self._cuts[t]
+
+    def field(
+        self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
+    ) -> motion.Field:
+        field: motion.Field = self._fields[t, reference]
+        coded = motion.encode_field(field, hints, model)
+        self._session.keep(self._chunk, t, *coded, motion.PRECISION)
+        return field
+
+
+class _Unknown:
+    """The decoder's: pops what was kept; `fields` are those that the device has not seen."""
+
+    def __init__(self, message: Message, luma: tuple[int, int]) -> None:
+        self._message, self._luma = message, luma
+        self.fields: list[motion.Field] = []
+
+    def shift(self) -> int:
+        return int(SHIFTS.pop(self._message, 1)[0])
+
+    def has_past(self, t: int) -> bool:
+        return bool(KINDS.pop(self._message, 1)[0])
+
+    def field(
+        self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
+    ) -> motion.Field:
+        field = motion.pop_field(self._message, self._luma, hints, model)
+        self.fields.append(field)
+        return field
+
+
+def push_chunks(
+    session: Session,
+    messages: Sequence[Message],
+    chunks: Sequence[Sequence[planes.Components]],
+    form: Form,
+) -> list[Account]:
+    """Push the frames of chunks of one form, all with as many frames and lanes.
+
+    Args:
+        session: Of as many chunks and frames.
+        messages: Receive the bits, one chunk's each.
+        chunks: Their frames.
+        form: Of all of them.
+    """
+    count, luma = len(chunks[0]), chunks[0][0].luma.shape
+    kind = np.int16 if form.bits < 15 else np.int32
+    by_part = zip(*(frame.parts for frames in chunks for frame in frames), strict=True)
+    flat = [np.stack(part).astype(kind).ravel() for part in by_part]
+    session.give(np.concatenate(flat))
+    shifts = [choose_shift(frames, form.bits) for frames in chunks]
+    fits = chunks[0][0].fits_luma
+    cuts = np.ones((len(chunks), count), dtype=bool)
+    fields = np.zeros((len(chunks), count, 2, *motion.zero_field(luma).shape), dtype=np.int16)
+    if fits and count > 1:
+        fields, sums = session.plan()
+        cuts = 4 * sums[..., 0] > 5 * sums[..., 1]
+    walks = [
+        steps(_Known(session, n, shift, fields[n], cuts[n]), form, count, luma, fits)
+        for n, shift in enumerate(shifts)
+    ]
+    while any(_advance(session, walks)):
+        pass
+    head = np.stack([message.head for message in messages])
+    size = np.array([message.size for message in messages], dtype=np.int32)
+    words = [message.tail[: message.size] for message in messages]
+    accounts = [Account(count, message.bits) for message in messages]
+    heads, words, lengths = session.push(head, size, words)
+    for message, left, live in zip(messages, heads, words, strict=True):
+        message.head[:], message.tail, message.size = left, live.copy(), len(live)
+    for chunk, frame, bits in lengths:
+        accounts[chunk].integer(frame, messages[chunk].bits, bits)
+    return accounts
+
+
+def pop_chunks(
+    session: Session,
+    messages: Sequence[Message],
+    count: int,
+    form: Form,
+    unknown: planes.Components,
+) -> list[list[planes.Components]]:
+    """Pop the frames of chunks of one form.
+
+    Args:
+        session: Of as many chunks and frames.
+        messages: Give the bits back.
+        count: Frames of each.
+        form: Of all of them.
+        unknown: What a frame is like.
+
+    Raises:
+        MessageExhausted: A message holds too few bits.
+        FormatError: The bits say what no encoder would.
+    """
+    luma = unknown.luma.shape
+    session.take([message.tail[: message.size] for message in messages], messages[0].lanes)
+    ends = [_Unknown(message, luma) for message in messages]
+    walks = [steps(end, form, count, luma, unknown.fits_luma) for end in ends]
+    is_first = True
+    while True:
+        if not is_first:
+            _commit(messages, *session.messages())
+        is_first = False
+        coming = [next(walk, None) for walk in walks]
+        if not any(coming):
+            break
+        fields = [
+            (n, step.first, np.stack(end.fields))
+            for n, (step, end) in enumerate(zip(coming, ends, strict=True))
+            if step is not None and step.inter
+        ]
+        for end in ends:
+            end.fields.clear()
+        heads = np.stack([message.head for message in messages])
+        sizes = np.array([message.size for message in messages], dtype=np.int32)
+        session.set_messages(heads, sizes, fields)
+        _code(session, coming)
+    head, size, found = session.planes()
+    _commit(messages, head, size)
+    has_chroma = unknown.chroma is not None
+    return [
+        [
+            planes.Components.of_parts([part[n, t].astype(np.int32) for part in found], has_chroma)
+            for t in range(count)
+        ]
+        for n in range(len(messages))
+    ]
+
+
+def _commit(messages: Sequence[Message], heads: NDArray[np.uint64], sizes: Int32) -> None:
+    """Take over what the device has popped."""
+    if int(sizes.min()) < 0:
+        raise MessageExhausted("a chunk needs more bits than its message holds")
+    for message, head, size in zip(messages, heads, sizes, strict=True):
+        message.commit(head.copy(), int(size))
+
+
+def _advance(session: Session, walks: Sequence[Iterator[Step]]) -> list[Step | None]:
+    """Take every chunk one step further."""
+    coming = [next(walk, None) for walk in walks]
+    _code(session, coming)
+    return coming
+
+
+def _code(session: Session, coming: Sequence[Step | None]) -> None:
+    """Code what comes next; chunks for which the same comes next go together."""
+    jobs = [(step._replace(first=0), n, step.first) for n, step in enumerate(coming) if step]
+    for step, group in groupby(sorted(jobs), key=lambda job: job[0]):
+        chunks, frames = zip(*((chunk, first) for _, chunk, first in group), strict=True)
+        if step.inter:
+            session.code_inter(chunks, frames, step.both, step.shift)
+        else:
+            session.code_intra(chunks, frames, step.together, step.shift)
+
+
+def parts_of(frame: planes.Components, form: Form) -> list[tuple[Any, ...]]:
+    """Return what a session asks of each of a frame's parts."""
+    found: list[tuple[Any, ...]] = []
+    for index, part in enumerate(frame.parts):
+        chroma = index == 1 and frame.chroma is not None
+        coder = form.samples(chroma).coder
+        found.append((*part.shape, coder.low, coder.high, coder.precision, chroma))
+    return found

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from flowarchive import motion, planes
 from flowarchive.ans import compiled
-from flowarchive.device import Kernels
+from flowarchive.models.form import MAX_SHIFT
 
 Int32 = NDArray[np.int32]
 
-MAX_SHIFT = 8
 SEEN_FRAMES = 8  # of a chunk, to choose the shift by
 CALM = 5  # mean difference of neighbors, in sample steps, that networks still see whole
 CUT = 1.25  # how much worse than from its own neighbors a frame has to be from its past to be cut
@@ -27,7 +26,6 @@ class Plan:
         frames: In display order.
         bits: Depth of their samples.
         executor: Searches ahead of who asks; None to search when asked.
-        kernels: Of the device that searches; None for the CPU.
     """
 
     def __init__(
@@ -35,10 +33,8 @@ class Plan:
         frames: Sequence[planes.Components],
         bits: int,
         executor: Executor | None = None,
-        kernels: Kernels | None = None,
     ) -> None:
-        self._kernels = kernels
-        self.shift = _shift(frames, bits)
+        self.shift = choose_shift(frames, bits)
         self._frames, self._bits, self._executor = frames, bits, executor
         self._pictures: dict[int, motion.Picture] = {}
         self._found: list[tuple[motion.Field, motion.Field] | None] = [None]
@@ -66,7 +62,7 @@ class Plan:
         before = self._found[t - 1]
         hints = motion.zero_field(luma.shape) if before is None else before[0]
         picture = self._picture(t)
-        first = self._field(picture, self._picture(t - 1), hints)
+        first = motion.search(picture, self._picture(t - 1), hints)
         limit = 1 << (self._bits - 1)
         compensated = motion.compensate(last, first, luma.shape, -limit, limit - 1)
         if _is_cut(luma, compensated):
@@ -74,20 +70,9 @@ class Plan:
         elif before is None:
             self._found.append((first, first))
         else:
-            second = self._field(picture, self._picture(t - 2), motion.doubled(first))
+            second = motion.search(picture, self._picture(t - 2), motion.doubled(first))
             self._found.append((first, second))
         self._pictures.pop(t - 2, None)
-
-    def _field(
-        self, current: motion.Picture, reference: motion.Picture, hints: motion.Field
-    ) -> motion.Field:
-        if self._kernels is None:
-            return motion.search(current, reference, hints)
-        ours, theirs = (
-            (picture.phases, picture.middle, picture.coarse) for picture in (current, reference)
-        )
-        field: motion.Field = self._kernels.search(ours, theirs, hints, motion.prices())
-        return field
 
     def _picture(self, t: int) -> motion.Picture:
         if t not in self._pictures:
@@ -95,8 +80,8 @@ class Plan:
         return self._pictures[t]
 
 
-def _shift(frames: Sequence[planes.Components], bits: int) -> int:
-    """How many low bits of deep samples are noise that networks need not see."""
+def choose_shift(frames: Sequence[planes.Components], bits: int) -> int:
+    """Choose how many low bits of deep samples are noise that networks need not see."""
     most = min(MAX_SHIFT, bits - planes.MIN_BITS)
     if most == 0 or frames[0].luma.shape[1] < 2:
         return 0

@@ -17,7 +17,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,42 +27,19 @@ from flowarchive.account import Account
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection
 from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
-from flowarchive.device import Kernels
-from flowarchive.entropy import Table
+from flowarchive.device import Kernels, Session
 from flowarchive.errors import FormatError, ModelError
 from flowarchive.flows.phases import Layout, PhaseNet, Shape, Tensors
+from flowarchive.models import offload
 from flowarchive.models.answer import noise
-from flowarchive.models.offload import DeviceReader, DeviceRecorder
+from flowarchive.models.form import BATCH_SAMPLES, KINDS, SHIFTS, Form, check_shift
 from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes
-from flowarchive.models.plan import MAX_SHIFT, Plan
+from flowarchive.models.plan import Plan
 
 Int32 = NDArray[np.int32]
 
-BATCH_SAMPLES = 1 << 20
-"""Intra frames go together while they have no more luma samples than this."""
-
 COARSE_WIDTH = 32
 """Most channels a state has from the third level on, where there are few samples."""
-
-_SHIFTS = Table([1] * 16)
-_KINDS = Table([1, 1])
-
-
-@dataclass(frozen=True)
-class _Format:
-    """What is the same for all frames of a chunk."""
-
-    letters: str
-    bits: int
-    shift: int
-
-    def samples(self, chroma: bool) -> Range:
-        """What a plane may hold; YCoCg-R differences take one bit more."""
-        if chroma and self.letters.startswith("RGB"):
-            most = (1 << self.bits) - 1
-            return Range(-most, most, self.bits, self.shift)
-        half = 1 << (self.bits - 1)
-        return Range(-half, half - 1, self.bits, self.shift)
 
 
 class _Past:
@@ -77,10 +53,8 @@ class _Past:
         self,
         shape: tuple[int, int],
         predictors: list[list[LinearPredictor]],
-        kernels: Kernels | None,
     ) -> None:
         self.learning: list[list[Future[None]]] = [[] for _ in predictors]
-        self._kernels = kernels
         self._shape, self._predictors = shape, predictors
         self._corrections = [ScaleCorrection() for _ in predictors]
         self._vectors = motion.VectorModel(), motion.VectorModel()
@@ -113,7 +87,10 @@ class _Past:
     ) -> list[list[Future[Int32]]]:
         """Begin to compensate the planes of one of `Components.parts` in each of the frames."""
         return [
-            [walk.start(self._compensate, plane, field, samples) for plane in frame.parts[part]]
+            [
+                walk.start(motion.compensate, plane, field, self._shape, samples.low, samples.high)
+                for plane in frame.parts[part]
+            ]
             for frame, field in zip(self._frames, fields, strict=True)
         ]
 
@@ -125,15 +102,6 @@ class _Past:
             learning.pop().result()
         learned = self._predictors[part], self._corrections[part]
         return References(moved[0], moved[-1], *learned, learning)
-
-    def _compensate(self, plane: Int32, field: motion.Field, samples: Range) -> Int32:
-        limits = samples.low, samples.high
-        if self._kernels is None:
-            return motion.compensate(plane, field, self._shape, *limits)
-        (moved,) = self._kernels.compensate(
-            plane[None], field, motion.FILTERS, self._shape, *limits
-        )
-        return np.asarray(moved, dtype=np.int32)
 
 
 class VideoModel:
@@ -187,11 +155,11 @@ class VideoModel:
 
     def recorder(self) -> Recorder:
         """Return an encoder's end of a walk."""
-        return Recorder() if self._kernels is None else DeviceRecorder(self._kernels)
+        return Recorder()
 
     def reader(self, message: Message) -> Reader:
         """Return a decoder's end of a walk."""
-        return Reader(message) if self._kernels is None else DeviceReader(message, self._kernels)
+        return Reader(message)
 
     def push_frames(
         self,
@@ -202,10 +170,12 @@ class VideoModel:
         threads: int = 1,
     ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
+        if self._kernels is not None:
+            return self.push_chunks([message], [frames], letters, bits)[0]
         recorder = self.recorder()
         with _threads(threads) as executor:
             recorder.executor = executor
-            plan = Plan(frames, bits, executor, self._kernels)
+            plan = Plan(frames, bits, executor)
             walk = Walk(recorder, threads, executor)
             for done, _ in enumerate(self._walk(walk, frames, letters, bits, plan), 1):
                 recorder.frame = done
@@ -224,9 +194,51 @@ class VideoModel:
     ) -> Iterator[planes.Components]:
         """Pop `count` frames; see `models.Model`."""
         unknown = planes.blank(shapes, letters)
+        if self._kernels is not None:
+            yield from self.pop_chunks([message], count, shapes, letters, bits)[0]
+            return
         with _threads(threads) as executor:
             walk = Walk(self.reader(message), threads, executor)
             yield from self._walk(walk, [unknown] * count, letters, bits, None)
+
+    def push_chunks(
+        self,
+        messages: Sequence[Message],
+        chunks: Sequence[Sequence[planes.Components]],
+        letters: str,
+        bits: int,
+    ) -> list[Account]:
+        """Push chunks of as many frames and lanes side by side, on a device; see `push_frames`."""
+        form = Form(letters, bits)
+        session = self._session(chunks[0][0], len(chunks), len(chunks[0]), form)
+        return offload.push_chunks(session, messages, chunks, form)
+
+    def pop_chunks(
+        self,
+        messages: Sequence[Message],
+        count: int,
+        shapes: Sequence[tuple[int, int]],
+        letters: str,
+        bits: int,
+    ) -> list[list[planes.Components]]:
+        """Pop chunks of as many frames and lanes side by side, on a device; see `pop_frames`."""
+        form, unknown = Form(letters, bits), planes.blank(shapes, letters)
+        session = self._session(unknown, len(messages), count, form)
+        return offload.pop_chunks(session, messages, count, form, unknown)
+
+    def _session(self, frame: planes.Components, chunks: int, count: int, form: Form) -> Session:
+        """Begin a walk through chunks of `count` such frames on the device."""
+        assert self._kernels is not None
+        nets = {name: [net.network for net in group] for name, group in self.nets.items()}
+        return self._kernels.session(
+            offload.tables(),
+            nets,
+            self._filters,
+            offload.parts_of(frame, form),
+            chunks,
+            count,
+            form.bits,
+        )
 
     def _walk(
         self,
@@ -238,16 +250,14 @@ class VideoModel:
     ) -> Iterator[planes.Components]:
         """Code frames in display order; a `Reader`, without a plan, sees only their shapes."""
         coder = walk.coder
-        shift = int(coder.code(_SHIFTS, np.array([plan.shift if plan else 0], np.int32))[0])
-        if shift > min(MAX_SHIFT, bits - planes.MIN_BITS):
-            raise FormatError(f"networks cannot pass over {shift} of {bits} bits")
-        form = _Format(letters, bits, shift)
-        past = _Past(frames[0].luma.shape, self._predictors(frames[0]), self._kernels)
+        shift = int(coder.code(SHIFTS, np.array([plan.shift if plan else 0], np.int32))[0])
+        form = Form(letters, bits, check_shift(shift, bits))
+        past = _Past(frames[0].luma.shape, self._predictors(frames[0]))
         group: list[planes.Components] = []  # intra frames that wait to be coded together
         for t, frame in enumerate(frames):
             fields = plan.fields(t) if plan else None
             kind = np.array([fields is not None], dtype=np.int32)
-            has_past = t > 0 and bool(coder.code(_KINDS, kind)[0])
+            has_past = t > 0 and bool(coder.code(KINDS, kind)[0])
             if has_past and not frame.fits_luma:
                 raise FormatError("a frame's planes do not fit its motion")
             full = (len(group) + 1) * frame.luma.size > BATCH_SAMPLES
@@ -262,7 +272,7 @@ class VideoModel:
             yield from self._code_intra(walk, group, past, form)
 
     def _code_intra(
-        self, walk: Walk, frames: Sequence[planes.Components], past: _Past, form: _Format
+        self, walk: Walk, frames: Sequence[planes.Components], past: _Past, form: Form
     ) -> list[planes.Components]:
         """Code frames that stand on their own."""
         nets = self.nets["intra_luma"], self.nets["intra_chroma"]
@@ -291,7 +301,7 @@ class VideoModel:
         frame: planes.Components,
         fields: tuple[motion.Field, motion.Field] | None,
         past: _Past,
-        form: _Format,
+        form: Form,
     ) -> planes.Components:
         """Code a frame that is predicted from the past, and let the predictors learn from it."""
         moved = past.code_fields(walk.coder, fields)
