@@ -50,6 +50,9 @@ class Value:
     def __mul__(self, other: Value | int) -> Value:
         return self._joined("fmul" if self._is_float() else "mul", other)
 
+    def __truediv__(self, other: Value) -> Value:
+        return self._joined("fdiv", other)
+
     def __and__(self, other: Value | int) -> Value:
         return self._joined("and_", other)
 
@@ -66,6 +69,11 @@ class Value:
     def at_most(self, high: Value | int) -> Value:
         """The lesser integer."""
         return self._chosen(">", high)
+
+    def unless(self, a: Value, relation: str, b: Value, other: Value) -> Value:
+        """This value, or another where a relation of two integers holds."""
+        holds = self._builder.icmp_signed(relation, a.value, b.value)
+        return self._of(self._builder.select(holds, other.value, self.value))
 
     def to(self, kind: Any) -> Value:
         """An integer of another width, or as a float."""
