@@ -140,7 +140,7 @@ def test_the_largest_sums_are_solved():
     most = 2**19 * 4 * rows.FEATURE_LIMIT**2 * 7
     sums = np.full((3, 16, rows.products(45)), most, dtype=np.int64)
     weights = np.empty((3, 16, 45), dtype=np.int32)
-    faded = np.zeros((rows.products(45), 48))
+    faded = solve.no_sums(3, rows.products(45))
     solve.fade_and_solve(faded, sums, none_of(45)[0], weights, 0.85, 30.0, 200.0)
     assert np.isfinite(faded).all()
     assert not sums.any()

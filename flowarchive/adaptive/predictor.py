@@ -19,7 +19,7 @@ from flowarchive.adaptive.rows import (
     predict_rows,
     products,
 )
-from flowarchive.adaptive.solve import fade_and_solve
+from flowarchive.adaptive.solve import fade_and_solve, no_sums
 from flowarchive.lattice import BORDER, PHASES, Int32, phase_shape
 
 Int16 = NDArray[np.int16]
@@ -91,7 +91,7 @@ class LinearPredictor:
         self._defaults = np.ascontiguousarray(defaults, dtype=np.int32)
         self.weights = self._defaults.copy()
         self._sums = np.zeros((*slots, products(taps)), dtype=np.int64)
-        self._faded = np.zeros((LEVEL_GROUPS, products(taps), len(PHASES) * CLASSES))
+        self._faded = [no_sums(len(PHASES), products(taps)) for _ in range(LEVEL_GROUPS)]
         self._batches = _Batches(taps)
         self._levels: list[_Level] = []
         self._frame = 0
@@ -195,9 +195,8 @@ class DefaultFilters:
         """Return the filters, int32 [LEVEL_GROUPS, 3, CLASSES, taps] in 2**-14."""
         filters = np.zeros((*self._sums.shape[:3], self._taps), dtype=np.int32)
         for group in range(LEVEL_GROUPS):
-            nothing = np.zeros((self._sums.shape[3], len(PHASES) * CLASSES))
             fade_and_solve(
-                nothing,
+                no_sums(len(PHASES), self._sums.shape[3]),
                 self._sums[group].copy(),
                 filters[group].copy(),
                 filters[group],

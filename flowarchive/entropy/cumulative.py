@@ -49,8 +49,8 @@ _SUM_DROP = 6
 _SUM_BITS = SIG_BITS + WEIGHT_BITS - _SUM_DROP
 
 # A table entry and the difference to the next one share a 64-bit word, to be read at once.
-_DELTA_BITS = 20
-_DELTA_MASK = (1 << _DELTA_BITS) - 1
+DELTA_BITS = 20
+_DELTA_MASK = (1 << DELTA_BITS) - 1
 
 # The first guess of a search comes from a table of 2**10 quantiles, in units of 2**-10.
 _GUESS_BITS = 10
@@ -100,7 +100,7 @@ def search_tables() -> tuple[Int64, Int64, Int64, Int64]:
     what it finds, so floats may make them.
     """
     sigmoid = sigmoid_table().astype(np.int64)
-    packed = (sigmoid[:-1] << _DELTA_BITS) | np.diff(sigmoid)
+    packed = (sigmoid[:-1] << DELTA_BITS) | np.diff(sigmoid)
     arguments = (np.arange(sigmoid.size) - SIG_RANGE * SIG_STEPS) * (1024 // SIG_STEPS)
     middles = (np.arange(1 << _GUESS_BITS) + 0.5) * 2.0 ** (SIG_BITS - _GUESS_BITS)
     quantiles = np.rint(np.interp(middles, sigmoid, arguments)).astype(np.int64)
@@ -116,7 +116,7 @@ def interpolate_sigmoid(distance: Whole, reciprocal: Whole, shift: Whole, packed
     argument = min(max(argument, -_LIMIT), _LIMIT - 1) + _LIMIT
     # Unsigned indices spare numba's test for negative ones; these lie in 0..2303.
     pair: np.int64 = packed[np.uint64(argument >> _STEP_BITS)]
-    return (pair >> _DELTA_BITS) + (((pair & _DELTA_MASK) * (argument & _STEP_MASK)) >> _STEP_BITS)
+    return (pair >> DELTA_BITS) + (((pair & _DELTA_MASK) * (argument & _STEP_MASK)) >> _STEP_BITS)
 
 
 # Why 64 signed bits hold everything, with |z| <= 2**20, any int32 mean, any precision to 31:
