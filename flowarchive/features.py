@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import int8
-from flowarchive.ans import compiled
 from flowarchive.int8 import ZERO, Bytes
 from flowarchive.lattice import BORDER, PHASES
+from flowarchive.loops import compiled
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -192,11 +192,17 @@ def first_channels(inter: bool, luma: bool) -> int:
 
 
 @cache
-def log_table() -> Int32:
-    """Return floor(10 * log2(1 + i)) for i in 0..4095, int32, read-only."""
-    table = np.array([((1 + i) ** 10).bit_length() - 1 for i in range(_TABLE_SIZE)], np.int32)
+def log_table() -> NDArray[np.int8]:
+    """Return floor(10 * log2(1 + i)) for i in 0..4095, int8, read-only."""
+    table = np.array([((1 + i) ** 10).bit_length() - 1 for i in range(_TABLE_SIZE)], np.int8)
     table.setflags(write=False)
     return table
+
+
+@cache
+def _wide_log_table() -> Int32:
+    """Return `log_table` in a type that vectors gather."""
+    return log_table().astype(np.int32)
 
 
 @cache
@@ -271,8 +277,16 @@ def _fill(
     gh, gw = (height - 2 * BORDER + 1) // 2, (width - 2 * BORDER + 1) // 2
     anchors = np.empty((count, gh, gw, INTER_ANCHORS if inter else INTRA_ANCHORS), dtype=np.int32)
     seen = int8.grid(count, gh, gw, len(channels))
+    p, r, q, g, gr, gq = (
+        array.reshape(-1) for array in (plane, *references, *(luma or (plane,) * 3))
+    )
     _fill_rows(
-        *(array.reshape(-1) for array in (plane, *references, *(luma or (plane,) * 3))),
+        p,
+        r,
+        q,
+        g,
+        gr,
+        gq,
         (last if linear is None else linear).reshape(-1),
         last.reshape(-1),
         anchors.reshape(-1),
@@ -283,7 +297,7 @@ def _fill(
         (BORDER + taps.row) * width + BORDER + taps.column,
         _offsets(phase, width),
         channels,
-        log_table(),
+        _wide_log_table(),
         np.empty(_ROWS * gw, dtype=np.int32),
         np.empty(len(channels) * gw, dtype=np.uint8),
         np.empty(gw, dtype=np.uint32),

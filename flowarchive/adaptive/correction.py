@@ -29,7 +29,6 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from flowarchive.adaptive.predictor import LEVEL_GROUPS
-from flowarchive.ans import compiled
 from flowarchive.entropy.cumulative import (
     DELTA_BITS,
     SCALE_COUNT,
@@ -39,6 +38,7 @@ from flowarchive.entropy.cumulative import (
     search_tables,
 )
 from flowarchive.lattice import PHASES
+from flowarchive.loops import compiled
 from flowarchive.vectors import FLOAT64, INT32, INT64, Value, lanes
 
 Int32 = NDArray[np.int32]
@@ -146,14 +146,19 @@ class ScaleCorrection:
 
 
 @cache
-def cost_tables() -> tuple[Int64, Int64, Int64]:
-    """Return what `add_costs` reads: packed sigmoid, reciprocals, logarithms.
+def log_table() -> Int32:
+    """Return floor(256 * log2(1 + i / 256)) for i in 0..255, int32, read-only."""
+    table = [((256 + i) ** 256).bit_length() - 1 - 8 * 256 for i in range(256)]
+    frozen = np.array(table, dtype=np.int32)
+    frozen.setflags(write=False)
+    return frozen
 
-    The logarithms are floor(256 * log2(1 + i / 256)) for i in 0..255.
-    """
+
+@cache
+def cost_tables() -> tuple[Int64, Int64, Int64]:
+    """Return what `add_costs` reads: packed sigmoid, reciprocals, logarithms."""
     packed, reciprocals = search_tables()[:2]
-    logs = [((256 + i) ** 256).bit_length() - 1 - 8 * 256 for i in range(256)]
-    return packed, reciprocals, np.array(logs, dtype=np.int64)
+    return packed, reciprocals, log_table().astype(np.int64)
 
 
 def new_scratch() -> Int64:
@@ -190,7 +195,7 @@ def add_costs(
         stride: From one to the next.
         packed: From `cost_tables`.
         reciprocals: From `cost_tables`.
-        logs: From `cost_tables`.
+        logs: `log_table`, as int64.
         scratch: `new_scratch`, overwritten.
     """
     components, size = mean.shape[1], mean.itemsize

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
 from flowarchive.lattice import BORDER, PHASES, Int32
+from flowarchive.loops import compiled
 
 Int16 = NDArray[np.int16]
 Int64 = NDArray[np.int64]

@@ -10,8 +10,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from flowarchive.adaptive.rows import CLASSES, MOST_HALVINGS, WEIGHT_BITS, WEIGHT_LIMIT
-from flowarchive.ans import compiled
 from flowarchive.lattice import Int32
+from flowarchive.loops import compiled
 from flowarchive.vectors import FLOAT64, Value, lanes
 
 # The mean squared error of a class is taken to be this until there are more samples than that.

@@ -16,7 +16,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled, refill_row
+from flowarchive.ans import refill_row
+from flowarchive.loops import compiled
 
 MEAN_BITS = 8
 """Means are in 1/256 of a symbol step."""

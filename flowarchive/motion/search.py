@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
+from flowarchive.loops import compiled
 from flowarchive.motion.decisions import (
     CLASS,
     CLASSES,
