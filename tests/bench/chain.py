@@ -11,6 +11,7 @@ Codes the first 1, 2, 5, ... frames of each clip as one chunk, with the packaged
     video        bytes of the archive by the mixtures alone, which are a `video` model's
     local        what local bits-back alone would pay: every phase by its flow, borrowing from
                  bits that nobody has pushed, which count as well
+    free         net bytes of the chain if such bits were free: what smaller tiles could save
 
 Below the table stands where the bytes of the longest archive beyond its ideal are. With
 `-o PICTURE` it also draws bits a sample against the number of frames, the ideal as a line.
@@ -54,6 +55,7 @@ class Row(NamedTuple):
     peak: int
     video: int
     local: float
+    free: float
     beyond: dict[str, float]
 
     @property
@@ -67,19 +69,24 @@ def main() -> None:
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--model", default="chain")
     parser.add_argument("--most", type=int, default=max(COUNTS), help="frames, at most")
+    parser.add_argument("--crop", type=int, nargs=2, help="width and height of the middle to take")
     parser.add_argument("-o", "--output", type=Path, help="a picture")
     options = parser.parse_args()
     found = {}
     for clip in options.clips:
         print(f"\n{clip.name}\n")
-        print("| frames | archive | ideal bytes | excess | seed bits | peak bits | video | local |")
-        print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+        print(
+            "| frames | archive | ideal bytes | excess | seed bits | peak bits | video | local |"
+            " free |"
+        )
+        print("|---:" * 9 + "|")
         found[clip.name] = rows = []
-        for row in measure(clip, options.model, options.most):
+        for row in measure(*read(clip, options.most, options.crop), options.model):
             rows.append(row)
             print(
                 f"| {row.frames} | {row.archive:,} | {row.ideal // 8:,} | {row.excess:+.2f} %"
-                f" | {row.seed:,} | {row.peak:,} | {row.video:,} | {row.local / 8:,.0f} |",
+                f" | {row.seed:,} | {row.peak:,} | {row.video:,} | {row.local / 8:,.0f}"
+                f" | {row.free / 8:,.0f} |",
                 flush=True,
             )
         parts = (f"{size:,.0f} of {name}" for name, size in rows[-1].beyond.items())
@@ -88,11 +95,29 @@ def main() -> None:
         draw(found, options.output)
 
 
-def measure(clip: Path, name: str, most: int) -> Iterator[Row]:
-    """Yield a row for each number of frames that the clip has."""
+def read(clip: Path, most: int, crop: tuple[int, int] | None) -> tuple[VideoFormat, list[Frame]]:
+    """The first frames of a clip, or their middle."""
     with open_source(clip) as source:
-        video = source.format
-        frames = list(islice(source, most))
+        video, frames = source.format, list(islice(source, most))
+    if crop is None:
+        return video, frames
+    left, top = (
+        (whole - part) // 4 * 2
+        for whole, part in zip((video.width, video.height), crop, strict=True)
+    )
+    small = replace(video, width=crop[0], height=crop[1])
+
+    def cut(plane: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        y, x = top * shape[0] // small.height, left * shape[1] // small.width
+        return np.ascontiguousarray(plane[y : y + shape[0], x : x + shape[1]])
+
+    return small, [
+        Frame(tuple(map(cut, frame.planes, small.plane_shapes)), frame.pts) for frame in frames
+    ]
+
+
+def measure(video: VideoFormat, frames: list[Frame], name: str) -> Iterator[Row]:
+    """Yield a row for each number of frames that the clip has."""
     network: Any = store.load_model(name).network
     for count in (count for count in COUNTS if count <= len(frames)):
         size, account, beyond = pack(frames[:count], video, name)
@@ -100,8 +125,10 @@ def measure(clip: Path, name: str, most: int) -> Iterator[Row]:
             video_size, _, _ = pack(frames[:count], video, name)
         ideal, seed, peak = (account[key] for key in ("ideal", "seed", "peak"))
         samples = count * video.samples_per_frame
-        local = local_alone(frames[:count], video, network)
-        yield Row(count, samples, size, ideal, seed, peak, video_size, local, beyond)
+        with always_by_flow():
+            local = sum(on_supply(frames[:count], video, network))
+        free, _ = on_supply(frames[:count], video, network)
+        yield Row(count, samples, size, ideal, seed, peak, video_size, local, free, beyond)
 
 
 def pack(
@@ -137,7 +164,9 @@ def bytes_beyond(chunk: Chunk, size: int, ideal: float) -> dict[str, float]:
     return {**found, "records": size - ideal - sum(found.values())}
 
 
-def local_alone(frames: Sequence[Frame], video: VideoFormat, network: chain.ChainModel) -> float:
+def on_supply(
+    frames: Sequence[Frame], video: VideoFormat, network: chain.ChainModel
+) -> tuple[float, float]:
     """Net bits and auxiliary bits of frames that borrow from what nobody has pushed."""
     groups = [frame.planes for frame in frames]
     bits = max(map(planes.bits_needed, groups))
@@ -148,12 +177,11 @@ def local_alone(frames: Sequence[Frame], video: VideoFormat, network: chain.Chai
     supply = np.random.default_rng(0).integers(0, 1 << 32, words)
     message.push_uniform(supply, 1 << 32)
     held = message.bits
-    with always_by_flow():
-        account = network.push_frames(message, components, letters, bits, 2)
+    account = network.push_frames(message, components, letters, bits, 2)
     statement = account.statement()
     # The supply reaches down to where the stack was lowest: all of that had to be there.
     owed = 0.0 if statement is None else held - (statement.seed - statement.peak)
-    return message.bits - held + max(0.0, owed)
+    return message.bits - held, max(0.0, owed)
 
 
 @contextmanager
