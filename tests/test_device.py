@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +20,8 @@ from models import make_video_model
 from flowarchive import device, motion, planes, store
 from flowarchive.ans import Message
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
+from flowarchive.models.form import Form
+from flowarchive.models.together import Together
 from flowarchive.models.video import VideoModel
 from triton_kernels import filters, picture, rans, search
 from triton_kernels.link import Traffic
@@ -90,7 +95,7 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     assert not pushes.grids
     model.use(kernels)
     messages = [Message(LANES) for _ in given]
-    accounts = model.push_chunks(messages, given, "YUV", 8)
+    accounts = model._device.push_chunks(messages, given, Form("YUV", 8))
     assert [message.to_bytes() for message in messages] == on_cpu
     assert pushes.grids == [(2,)]
     for account, message in zip(accounts, messages, strict=True):
@@ -102,7 +107,8 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
 
     kernels.link.traffic = traffic = Traffic()
     messages = [Message.from_bytes(data, LANES) for data in on_cpu]
-    from_kernels = model.pop_chunks(messages, 3, SHAPES, "YUV", 8)
+    unknown = [planes.blank(SHAPES, "YUV")] * 3
+    from_kernels = model._device.pop_chunks(messages, unknown, Form("YUV", 8))
     assert all(message.is_drained for message in messages)
     # Intra, inter, inter; the other's cut makes one group of two frames, and a step less.
     steps = 3
@@ -137,6 +143,37 @@ def test_one_frame_crosses_over(kernels):
         list(model.pop_frames(message, 1, shapes, "YUVA", 12))
 
 
+def test_those_who_wait_go_together():
+    """While one works, others wait; those that are alike go next, one failure is one's alone."""
+    together, began, go = Together(most=3), Event(), Event()
+    groups: list[list[int]] = []
+
+    def work(items: list[int]) -> list[int]:
+        groups.append(sorted(items))
+        if items == [0]:
+            began.set()
+            assert go.wait(60)
+        if 13 in items:
+            raise ValueError("unlucky")
+        return [10 * item for item in items]
+
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(together.run, "a", 0, work)
+        assert began.wait(60)
+        others = [pool.submit(together.run, "a" if n < 4 else "b", n, work) for n in range(1, 6)]
+        unlucky = [pool.submit(together.run, "c", n, work) for n in (13, 14)]
+        while len(together._waiting) < 7:
+            sleep(0.01)
+        go.set()
+        assert first.result() == 0
+        assert [one.result() for one in others] == [10, 20, 30, 40, 50]
+        assert unlucky[1].result() == 140
+        with pytest.raises(ValueError, match="unlucky"):
+            unlucky[0].result()
+    assert groups[0] == [0]
+    assert sorted(groups[1:]) == [[1, 2, 3], [4, 5], [13], [13, 14], [14]]
+
+
 def test_a_model_is_placed_once_it_has_given_its_answer(kernels, monkeypatch):
     """One that answers otherwise there is refused, or stays on the CPU."""
     model = make_video_model(seed=3)
@@ -148,7 +185,7 @@ def test_a_model_is_placed_once_it_has_given_its_answer(kernels, monkeypatch):
     asked = []
 
     def known_answer() -> str:
-        asked.append(model._kernels)
+        asked.append(model._device)
         return answers.pop()
 
     monkeypatch.setattr(model, "known_answer", known_answer)
@@ -157,8 +194,8 @@ def test_a_model_is_placed_once_it_has_given_its_answer(kernels, monkeypatch):
     assert store.place(stored, "auto") == "cpu"
     with pytest.raises(NotReproducible, match="known answer on Triton's interpreter"):
         store.place(stored, "cuda")
-    assert asked == [kernels] * 3
-    assert model._kernels is None
+    assert None not in asked
+    assert model._device is None
     model.has_kernels = False
     assert store.place(stored, "auto") == "cpu"
     with pytest.raises(DeviceError, match="has no kernels"):

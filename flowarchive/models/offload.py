@@ -13,7 +13,7 @@ pushed, unknown ones are popped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -26,14 +26,16 @@ from flowarchive.adaptive import predictor
 from flowarchive.adaptive.correction import log_table
 from flowarchive.ans import Message
 from flowarchive.codec import find_intervals
-from flowarchive.device import Session
+from flowarchive.device import Kernels, Session
 from flowarchive.entropy import sigmoid_table
 from flowarchive.entropy.cumulative import RECIPROCALS
 from flowarchive.errors import FormatError, MessageExhausted
 from flowarchive.features import log_table as channel_logs
+from flowarchive.flows.phases import PhaseNet
 from flowarchive.models.form import BATCH_SAMPLES, KINDS, SHIFTS, Form, check_shift
 from flowarchive.models.mixtures import weight_table
 from flowarchive.models.plan import choose_shift
+from flowarchive.models.together import Together
 
 Int32 = NDArray[np.int32]
 
@@ -181,20 +183,101 @@ class _Unknown:
         return field
 
 
-def push_chunks(
+class Device:
+    """A model on a device: chunks that are coded at the same time go together.
+
+    Args:
+        kernels: The device's.
+        nets: The model's, which have been sent there.
+        filters: Where its predictors begin, of luma and of chroma.
+    """
+
+    def __init__(
+        self, kernels: Kernels, nets: Mapping[str, Sequence[PhaseNet]], filters: Sequence[Int32]
+    ) -> None:
+        self._kernels, self._filters = kernels, filters
+        self._nets = {name: [net.network for net in group] for name, group in nets.items()}
+        self._together = Together()
+
+    def push_frames(
+        self, message: Message, frames: Sequence[planes.Components], letters: str, bits: int
+    ) -> Account:
+        """Push a chunk's frames; see `models.Model`."""
+        form = Form(letters, bits)
+        alike = "push", form, len(frames), tuple(parts_of(frames[0], form)), message.lanes
+
+        def work(items: Sequence[tuple[Message, Sequence[planes.Components]]]) -> list[Account]:
+            messages, chunks = zip(*items, strict=True)
+            return self.push_chunks(messages, chunks, form)
+
+        account: Account = self._together.run(alike, (message, frames), work)
+        return account
+
+    def pop_frames(
+        self, message: Message, unknown: Sequence[planes.Components], letters: str, bits: int
+    ) -> list[planes.Components]:
+        """Pop as many frames as there are unknown ones; see `models.Model`."""
+        form = Form(letters, bits)
+        alike = "pop", form, len(unknown), tuple(parts_of(unknown[0], form)), message.lanes
+        done: list[planes.Components] = self._together.run(
+            alike, message, lambda items: self.pop_chunks(items, unknown, form)
+        )
+        return done
+
+    def push_chunks(
+        self,
+        messages: Sequence[Message],
+        chunks: Sequence[Sequence[planes.Components]],
+        form: Form,
+    ) -> list[Account]:
+        """Push the frames of chunks of one form, all with as many frames and lanes.
+
+        Args:
+            messages: Receive the bits, one chunk's each.
+            chunks: Their frames.
+            form: Of all of them.
+        """
+        session = self._session(chunks[0], len(chunks), form)
+        return _push_chunks(session, messages, chunks, form)
+
+    def pop_chunks(
+        self,
+        messages: Sequence[Message],
+        unknown: Sequence[planes.Components],
+        form: Form,
+    ) -> list[list[planes.Components]]:
+        """Pop the frames of chunks of one form.
+
+        Args:
+            messages: Give the bits back; stay as they are where this raises.
+            unknown: What the frames of each chunk are like.
+            form: Of all of them.
+
+        Raises:
+            MessageExhausted: A message holds too few bits.
+            FormatError: The bits say what no encoder would.
+        """
+        session = self._session(unknown, len(messages), form)
+        copies = [message.copy() for message in messages]
+        done = _pop_chunks(session, copies, unknown, form)
+        for message, left in zip(messages, copies, strict=True):
+            message.become(left)
+        return done
+
+    def _session(self, frames: Sequence[planes.Components], chunks: int, form: Form) -> Session:
+        """Begin a walk through chunks of such frames."""
+        parts = parts_of(frames[0], form)
+        return self._kernels.session(
+            tables(), self._nets, self._filters, parts, chunks, len(frames), form.bits
+        )
+
+
+def _push_chunks(
     session: Session,
     messages: Sequence[Message],
     chunks: Sequence[Sequence[planes.Components]],
     form: Form,
 ) -> list[Account]:
-    """Push the frames of chunks of one form, all with as many frames and lanes.
-
-    Args:
-        session: Of as many chunks and frames.
-        messages: Receive the bits, one chunk's each.
-        chunks: Their frames.
-        form: Of all of them.
-    """
     count, luma = len(chunks[0]), chunks[0][0].luma.shape
     kind = np.int16 if form.bits < 15 else np.int32
     by_part = zip(*(frame.parts for frames in chunks for frame in frames), strict=True)
@@ -225,30 +308,16 @@ def push_chunks(
     return accounts
 
 
-def pop_chunks(
+def _pop_chunks(
     session: Session,
     messages: Sequence[Message],
-    count: int,
+    unknown: Sequence[planes.Components],
     form: Form,
-    unknown: planes.Components,
 ) -> list[list[planes.Components]]:
-    """Pop the frames of chunks of one form.
-
-    Args:
-        session: Of as many chunks and frames.
-        messages: Give the bits back.
-        count: Frames of each.
-        form: Of all of them.
-        unknown: What a frame is like.
-
-    Raises:
-        MessageExhausted: A message holds too few bits.
-        FormatError: The bits say what no encoder would.
-    """
-    luma = unknown.luma.shape
+    count, luma, fits = len(unknown), unknown[0].luma.shape, unknown[0].fits_luma
     session.take([message.tail[: message.size] for message in messages], messages[0].lanes)
     ends = [_Unknown(message, luma) for message in messages]
-    walks = [steps(end, form, count, luma, unknown.fits_luma) for end in ends]
+    walks = [steps(end, form, count, luma, fits) for end in ends]
     is_first = True
     while True:
         if not is_first:
@@ -270,7 +339,7 @@ def pop_chunks(
         _code(session, coming)
     head, size, found = session.planes()
     _commit(messages, head, size)
-    has_chroma = unknown.chroma is not None
+    has_chroma = unknown[0].chroma is not None
     return [
         [
             planes.Components.of_parts([part[n, t].astype(np.int32) for part in found], has_chroma)

@@ -27,12 +27,12 @@ from flowarchive.account import Account
 from flowarchive.adaptive import LinearPredictor, ScaleCorrection
 from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
-from flowarchive.device import Kernels, Session
+from flowarchive.device import Kernels
 from flowarchive.errors import FormatError, ModelError
 from flowarchive.flows.phases import Layout, PhaseNet, Shape, Tensors
-from flowarchive.models import offload
 from flowarchive.models.answer import noise
 from flowarchive.models.form import BATCH_SAMPLES, KINDS, SHIFTS, Form, check_shift
+from flowarchive.models.offload import Device
 from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes
 from flowarchive.models.plan import Plan
 
@@ -120,7 +120,7 @@ class VideoModel:
     has_kernels = True
 
     def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
-        self._kernels: Kernels | None = None
+        self._device: Device | None = None
         self.tensors = tensors
         self.nets = {
             name: [
@@ -148,10 +148,10 @@ class VideoModel:
 
     def use(self, kernels: Kernels | None) -> None:
         """Have a device do the hot operations from now on; None for the CPU."""
-        self._kernels = kernels
         for nets in self.nets.values():
             for net in nets:
                 net.use(kernels)
+        self._device = None if kernels is None else Device(kernels, self.nets, self._filters)
 
     def recorder(self) -> Recorder:
         """Return an encoder's end of a walk."""
@@ -170,8 +170,8 @@ class VideoModel:
         threads: int = 1,
     ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
-        if self._kernels is not None:
-            return self.push_chunks([message], [frames], letters, bits)[0]
+        if self._device is not None:
+            return self._device.push_frames(message, frames, letters, bits)
         recorder = self.recorder()
         with _threads(threads) as executor:
             recorder.executor = executor
@@ -194,51 +194,12 @@ class VideoModel:
     ) -> Iterator[planes.Components]:
         """Pop `count` frames; see `models.Model`."""
         unknown = planes.blank(shapes, letters)
-        if self._kernels is not None:
-            yield from self.pop_chunks([message], count, shapes, letters, bits)[0]
+        if self._device is not None:
+            yield from self._device.pop_frames(message, [unknown] * count, letters, bits)
             return
         with _threads(threads) as executor:
             walk = Walk(self.reader(message), threads, executor)
             yield from self._walk(walk, [unknown] * count, letters, bits, None)
-
-    def push_chunks(
-        self,
-        messages: Sequence[Message],
-        chunks: Sequence[Sequence[planes.Components]],
-        letters: str,
-        bits: int,
-    ) -> list[Account]:
-        """Push chunks of as many frames and lanes side by side, on a device; see `push_frames`."""
-        form = Form(letters, bits)
-        session = self._session(chunks[0][0], len(chunks), len(chunks[0]), form)
-        return offload.push_chunks(session, messages, chunks, form)
-
-    def pop_chunks(
-        self,
-        messages: Sequence[Message],
-        count: int,
-        shapes: Sequence[tuple[int, int]],
-        letters: str,
-        bits: int,
-    ) -> list[list[planes.Components]]:
-        """Pop chunks of as many frames and lanes side by side, on a device; see `pop_frames`."""
-        form, unknown = Form(letters, bits), planes.blank(shapes, letters)
-        session = self._session(unknown, len(messages), count, form)
-        return offload.pop_chunks(session, messages, count, form, unknown)
-
-    def _session(self, frame: planes.Components, chunks: int, count: int, form: Form) -> Session:
-        """Begin a walk through chunks of `count` such frames on the device."""
-        assert self._kernels is not None
-        nets = {name: [net.network for net in group] for name, group in self.nets.items()}
-        return self._kernels.session(
-            offload.tables(),
-            nets,
-            self._filters,
-            offload.parts_of(frame, form),
-            chunks,
-            count,
-            form.bits,
-        )
 
     def _walk(
         self,
