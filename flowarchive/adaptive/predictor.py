@@ -92,7 +92,7 @@ class LinearPredictor:
         self.weights = self._defaults.copy()
         self._sums = np.zeros((*slots, products(taps)), dtype=np.int64)
         self._faded = [no_sums(len(PHASES), products(taps)) for _ in range(LEVEL_GROUPS)]
-        self._batches = _Batches(taps)
+        self._batches = _Batches()
         self._levels: list[_Level] = []
         self._frame = 0
 
@@ -175,7 +175,7 @@ class DefaultFilters:
         slots = (LEVEL_GROUPS, len(PHASES), CLASSES)
         self._taps = taps
         self._sums = np.zeros((*slots, products(taps)), dtype=np.int64)
-        self._batches = _Batches(taps)
+        self._batches = _Batches()
         self._levels: list[_Level] = []
         self._frame = 0
 
@@ -218,9 +218,9 @@ class _Level(NamedTuple):
 class _Batches:
     """Samples of a slot by class, waiting for enough of them to be multiplied."""
 
-    def __init__(self, taps: int) -> None:
-        """Make room for samples of so many features."""
-        self.features = np.empty((CLASSES, (taps + 1) * int(PITCH)), dtype=np.int16)
+    def __init__(self) -> None:
+        """Make room for samples."""
+        self.features = np.empty((CLASSES, BATCH * PITCH), dtype=np.int16)
         self.amounts = np.empty((CLASSES, BATCH), dtype=np.int16)
         self.filled = np.zeros(CLASSES, dtype=np.int64)
 
