@@ -24,18 +24,15 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
-from numba.core.caching import FunctionCache
-from numba.core.runtime.nrt import rtsys
 from numpy.typing import ArrayLike, NDArray
 
 from flowarchive.errors import CodingError, InvalidInterval, MessageExhausted
+from flowarchive.loops import compiled
 
-__all__ = ["HEAD_MIN", "MAX_LANES", "MAX_PRECISION", "MAX_RANGE", "Message", "compiled"]
+__all__ = ["HEAD_MIN", "MAX_LANES", "MAX_PRECISION", "MAX_RANGE", "Message"]
 
 HEAD_MIN = 1 << 31
 """The least head; heads stay under HEAD_MIN * 2**32."""
@@ -44,32 +41,6 @@ MAX_LANES = 1024
 MAX_PRECISION = 31
 MAX_RANGE = 1 << 32
 """The largest range of the uniform op."""
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a loop with numba: no float shortcuts, no interpreter lock, kept on disk."""
-    # The numpy error model drops the test for a zero divisor; every caller has checked its own.
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    dispatcher._cache = _MachineCode(function)  # type: ignore[no-untyped-call]
-    return cast(Callable[_P, _R], dispatcher)
-
-
-class _MachineCode(FunctionCache):
-    """What was compiled, read without the third of a second that compilers take to get ready.
-
-    numba's own cache fills its registries of types and operations before it loads a function. Code
-    that is there needs the runtime alone; whoever has to compile fills them anyway.
-    """
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the function of a signature, or None."""
-        rtsys.initialize(target_context)
-        with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
-
 
 # numba turns uint64 mixed with int64 into float64, so every constant below is a uint64.
 _HEAD_MIN = np.uint64(HEAD_MIN)
@@ -396,18 +367,23 @@ class Message:
         """Whether nothing is left: the last thing a decoder checks."""
         return self.size == 0 and bool((self.head == _HEAD_MIN).all())
 
-    def copy(self) -> Message:
-        """Return a message that shares nothing with this one."""
+    def copy(self, words: int | None = None) -> Message:
+        """Return a message that shares nothing with this one, with all of the tail or its top."""
+        count = self.size if words is None else min(words, self.size)
         twin = Message(self.lanes)
         twin.head[:] = self.head
-        twin.reserve(self.size)
-        twin.tail[: self.size] = self.tail[: self.size]
-        twin.size = self.size
+        twin.reserve(count)
+        twin.tail[:count] = self.tail[self.size - count : self.size]
+        twin.size = count
         return twin
 
-    def become(self, other: Message) -> None:
-        """Take another message's content over; the other is not to be used any more."""
-        self.head, self.tail, self.size = other.head, other.tail, other.size
+    def take_over(self, twin: Message, words: int) -> None:
+        """Become what a copy of the top `words` has become."""
+        self.head[:] = twin.head
+        self.size -= min(words, self.size)
+        self.reserve(twin.size)
+        self.tail[self.size : self.size + twin.size] = twin.tail[: twin.size]
+        self.size += twin.size
 
     def reserve(self, words: int) -> None:
         """Make room for `words` more words on the tail, growing it geometrically."""

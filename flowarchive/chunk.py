@@ -4,8 +4,8 @@
     | account | payload
 
 The layout is docs/format.md, section "CHUNK". There is one encoding of any chunk and every other
-is refused, so `Chunk.from_bytes(b).to_bytes() == b`. This module knows nothing of files, nor how
-a payload of coding `MODEL` is made.
+is refused, so `Chunk.from_bytes(b).to_bytes() == b`; accounts of old chunks alone are rewritten.
+This module knows nothing of files, nor how a payload of coding `MODEL` is made.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate, pairwise
 
 import zstandard
 
+from flowarchive import columns
 from flowarchive.account import FrameBits, Statement
 from flowarchive.errors import FormatError, LimitExceeded, Truncated
 
@@ -40,7 +41,9 @@ FRONT_SIZE = _HEADER.size
 _PTS_NONE, _PTS_ALL, _PTS_SOME, _PTS_EVEN = 0, 1, 2, 3
 # Set beside the kind of timestamps where these follow.
 _TABLES = 4
-_ACCOUNT = 8
+_PLAIN_ACCOUNT = 8  # of revisions 3 and 4
+_ACCOUNT = 16
+_ACCOUNT_COLUMNS = 4
 _HOPE = 1.5  # how much smaller the slow compressor may make what the quick one made
 # Second differences of 64-bit numbers have 66 bits with their sign; ten groups of seven hold them.
 _VARINT_BYTES = 10
@@ -191,9 +194,8 @@ class Chunk:
         parts += self.digests
         if self.account is not None:
             parts += (_groups(bits) for bits in (self.account.seed, self.account.peak))
-            for frame in self.account.frames:
-                parts += (_groups(bits) for bits in (frame.integer, frame.popped, frame.pushed))
-                parts.append(_varint(frame.overhead))
+            rows = [(f.integer, f.popped, f.net, f.overhead) for f in self.account.frames]
+            parts.append(columns.pack(list(zip(*rows, strict=True))))
         parts.append(self.payload)
         return b"".join(parts)
 
@@ -210,9 +212,14 @@ class Chunk:
         )
         if frames > MAX_FRAMES:
             raise LimitExceeded(f"the chunk claims {frames} frames, more than {MAX_FRAMES}")
-        has_tables, has_account = kind & _TABLES, kind & _ACCOUNT
-        kind &= ~(_TABLES | _ACCOUNT)
-        if constant_mask >> planes or kind > _PTS_EVEN or digest_size > DIGEST_SIZE:
+        has_tables, accounts = kind & _TABLES, kind & (_ACCOUNT | _PLAIN_ACCOUNT)
+        kind &= ~(_TABLES | accounts)
+        if (
+            constant_mask >> planes
+            or kind > _PTS_EVEN
+            or accounts == _ACCOUNT | _PLAIN_ACCOUNT
+            or digest_size > DIGEST_SIZE
+        ):
             raise FormatError("the chunk's header is malformed")
         constants = tuple(
             int.from_bytes(cursor.take(2), "little") if constant_mask >> p & 1 else None
@@ -244,7 +251,9 @@ class Chunk:
         digest = cursor.take(DIGEST_SIZE)
         digests = tuple(cursor.take(digest_size) for _ in range(frames))
         try:
-            account = cursor.account(frames) if has_account else None
+            account = None
+            if accounts:
+                account = cursor.account(frames, plain=accounts == _PLAIN_ACCOUNT)
             payload = cursor.take(size)
             cursor.finish()
             return cls(
@@ -298,7 +307,7 @@ class Chunk:
 
 def has_account(front: bytes) -> bool:
     """Return whether a chunk that begins with these `FRONT_SIZE` bytes says it has an account."""
-    return bool(_HEADER.unpack(front)[7] & _ACCOUNT)
+    return bool(_HEADER.unpack(front)[7] & (_ACCOUNT | _PLAIN_ACCOUNT))
 
 
 def combine_digests(digests: Iterable[bytes]) -> bytes:
@@ -363,13 +372,25 @@ class _Cursor:
         gaps = (self.groups() + 1 for _ in range(count))
         return tuple(accumulate(gaps, initial=-1))[1:]
 
-    def account(self, frames: int) -> Statement:
+    def account(self, frames: int, *, plain: bool) -> Statement:
         seed, peak = self.groups(), self.groups()
-        return Statement(seed, peak, tuple(self.frame_bits() for _ in range(frames)))
+        rows = (self.plain_bits() for _ in range(frames)) if plain else self.bits(frames)
+        return Statement(
+            seed,
+            peak,
+            tuple(
+                FrameBits(integer, popped, net + popped - integer, net - overhead)
+                for integer, popped, net, overhead in rows
+            ),
+        )
 
-    def frame_bits(self) -> FrameBits:
-        pushing = FrameBits(self.groups(), self.groups(), self.groups())
-        return replace(pushing, ideal=pushing.net - self.varint())
+    def bits(self, frames: int) -> Iterator[tuple[int, ...]]:
+        """What frames pushed by the integer family, popped, grew by, and spent beyond the ideal."""
+        return zip(*columns.unpack(self.take, _ACCOUNT_COLUMNS, frames), strict=True)
+
+    def plain_bits(self) -> tuple[int, ...]:
+        integer, popped, pushed = self.groups(), self.groups(), self.groups()
+        return integer, popped, integer + pushed - popped, self.varint()
 
     def finish(self) -> None:
         if self._position < len(self._data):

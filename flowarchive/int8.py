@@ -25,8 +25,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
 from flowarchive.errors import ModelError, NotReproducible
+from flowarchive.loops import compiled
 
 Bytes = NDArray[np.uint8]
 Int16 = NDArray[np.int16]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
+from flowarchive.loops import compiled
 
 Int32 = NDArray[np.int32]
 

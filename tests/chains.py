@@ -17,6 +17,21 @@ TINY_CHAIN: dict[str, Any] = {
     "flow": {"context": 3, "width": 5, "fineness": 9},
 }
 
+RICH_CHAIN: dict[str, Any] = {
+    "video": TINY_VIDEO,
+    "flow": {
+        **TINY_CHAIN["flow"],
+        "layers": [
+            {"kind": "norm"},
+            {"kind": "mix", "order": [2, 0, 3, 1]},
+            {"kind": "coupling", "moved": [0, 3]},
+            {"kind": "coupling", "moved": [1, 2], "components": 3},
+        ],
+        "tilted": True,
+    },
+}
+"""A layer of each kind."""
+
 _HEAD_SHIFT = 4
 
 
@@ -36,7 +51,10 @@ def coupling_tensors(config: dict[str, Any], seed: int = 0, gain: int = 9) -> Te
             for tensor, (dtype, size) in shape.layout(f"flows.{name}.{phase}.").items():
                 layer, part = tensor.split(".", 3)[3].rsplit(".", 1)
                 is_head = layer.startswith("head")
-                if part == "shift":
+                if layer.startswith(("norm", "mix")):
+                    most = 20 if part == "scale" else 700
+                    values = random.integers(-most, most + 1, size)
+                elif part == "shift":
                     values = np.full(size, _HEAD_SHIFT if is_head else 6)
                 elif part == "bias":
                     values = random.integers(-300, 900, size)
@@ -62,14 +80,16 @@ def without_heads(tensors: Tensors) -> Tensors:
     }
 
 
-def chain_tensors(seed: int = 0, **choices: int) -> Tensors:
+def chain_tensors(seed: int = 0, config: dict[str, Any] = TINY_CHAIN, **choices: int) -> Tensors:
     """A random frozen chain model; `choices` are those of `coupling_tensors`."""
-    return {**video_tensors(seed), **coupling_tensors(TINY_CHAIN, seed, **choices)}
+    return {**video_tensors(seed), **coupling_tensors(config, seed, **choices)}
 
 
-def make_chain_model(seed: int = 0, **choices: int) -> ChainModel:
+def make_chain_model(
+    seed: int = 0, config: dict[str, Any] = TINY_CHAIN, **choices: int
+) -> ChainModel:
     """The model of these tensors."""
-    return ChainModel(TINY_CHAIN, chain_tensors(seed, **choices))
+    return ChainModel(config, chain_tensors(seed, config, **choices))
 
 
 def write_chain_model(path: Path, seed: int = 0) -> Path:

@@ -36,9 +36,9 @@ def as_arguments(planes: list[np.ndarray]) -> tuple:
     return (*planes[:3], tuple(planes[3:]) or None)
 
 
-def empty_batches(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def empty_batches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # Poisoned: what was in a batch before must not count.
-    features = np.full((16, (taps + 1) * int(rows.PITCH)), 0x5A5A, dtype=np.int16)
+    features = np.full((16, rows.BATCH * rows.PITCH), 0x5A5A, dtype=np.int16)
     amounts = np.full((16, rows.BATCH), 0x5A5A, dtype=np.int16)
     return features, amounts, np.zeros(16, dtype=np.int64)
 
@@ -48,7 +48,7 @@ def sums_of(planes: list[np.ndarray], phase: int, shift: int, *ranges: range) ->
     total = np.zeros((16, rows.products(taps)), dtype=np.int64)
     six = [*planes, *planes][:6]
     for part in ranges:
-        sums, batches = np.zeros_like(total), empty_batches(taps)
+        sums, batches = np.zeros_like(total), empty_batches()
         rows.add_rows(sums, *batches, *six, phase, shift, part.start, part.stop, part.step)
         rows.add_rest(sums, *batches)
         assert not batches[2].any()
@@ -129,7 +129,7 @@ def test_the_largest_values_and_weights_do_not_overflow(taps, sign, shift):
 
 def test_a_full_batch_of_the_largest_products_fits():
     # Features of 1023 of the greatest weight: one more sample would pass 2**31.
-    batch = np.full(39 * int(rows.PITCH), rows.FEATURE_LIMIT, dtype=np.int16)
+    batch = np.full(rows.BATCH * rows.PITCH, rows.FEATURE_LIMIT, dtype=np.int16)
     sums = np.zeros(rows.products(38), dtype=np.int64)
     rows._add_products(sums, batch, np.full(rows.BATCH, 4, dtype=np.int16), rows.BATCH)
     assert set(sums[:-1].tolist()) == {rows.BATCH * 4 * rows.FEATURE_LIMIT**2}
@@ -140,7 +140,7 @@ def test_the_largest_sums_are_solved():
     most = 2**19 * 4 * rows.FEATURE_LIMIT**2 * 7
     sums = np.full((3, 16, rows.products(45)), most, dtype=np.int64)
     weights = np.empty((3, 16, 45), dtype=np.int32)
-    faded = np.zeros((rows.products(45), 48))
+    faded = solve.no_sums(3, rows.products(45))
     solve.fade_and_solve(faded, sums, none_of(45)[0], weights, 0.85, 30.0, 200.0)
     assert np.isfinite(faded).all()
     assert not sums.any()

@@ -192,6 +192,25 @@ def test_copy_shares_nothing():
     assert twin.to_bytes() == message_of([HEAD_MIN + 9], [5]).to_bytes()
 
 
+@pytest.mark.parametrize("words", [0, 3, 40, 100, 1000])
+def test_a_copy_of_the_top_may_be_taken_over(words):
+    rng = np.random.default_rng(words)
+    message = Message(4)
+    message.push_uniform(rng.integers(0, 1 << 32, 200), 1 << 32)
+    whole, top = message.copy(), message.copy(words)
+    assert top.size == min(words, message.size)
+    ranges = rng.integers(1, 1 << 32, 30)
+    for values in (rng.integers(0, ranges), rng.integers(0, 1 << 32, 300)):
+        for one in (whole, top):
+            if words > 30:
+                one.pop_uniform(ranges)
+            one.push_uniform(values, 1 << 32)
+    message.take_over(top, words)
+    assert message.to_bytes() == whole.to_bytes()
+    message.push([3], [1], 16)
+    assert top.to_bytes() != message.to_bytes()
+
+
 def test_golden_bytes():
     # 40 intervals of a linear congruential generator; the words as they stand since version 1.
     state, start, freq = 1, [], []

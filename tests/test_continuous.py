@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import subprocess
@@ -12,21 +13,13 @@ import pytest
 import torch
 from bits_laws import check_exhaustion, check_local_coder, check_map, random_message
 
-from flowarchive import exact
+from flowarchive import exact, int8
 from flowarchive.ans import Message
 from flowarchive.bitsback import Dequantizer, Gaussian, Uniform, place_bits
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import MessageExhausted, ModelError
-from flowarchive.flows.continuous import (
-    ActNorm,
-    Coupling,
-    Flow,
-    Grid,
-    Mix,
-    Tilt,
-    squeeze,
-    unsqueeze,
-)
+from flowarchive.flows.couplings import Couplings, CouplingShape, LayerShape
+from flowarchive.flows.layers import PARTS, Mix, Norm
 from flowarchive.flows.maps import (
     Affine,
     Base,
@@ -37,19 +30,13 @@ from flowarchive.flows.maps import (
     logit_knots,
     mixture_weights,
 )
-from flowarchive.flows.twins import (
-    ActNormTwin,
-    CouplingTwin,
-    FlowTwin,
-    MixTwin,
-    TiltTwin,
-    dequantize,
-    gain_bits,
-    move_logit,
-)
+from flowarchive.flows.phase import PhaseFlow
+from flowarchive.flows.twins import dequantize, gain_bits, move_logit
+from flowarchive.train.couplings import FlowTwin
+from flowarchive.train.twins import frozen_tensors
 
 CODERS = [Uniform(), Gaussian(20)]
-CONTEXT = 3
+STATE = 2
 
 
 def extremes(rng, n, most):
@@ -181,17 +168,19 @@ def test_maps_refuse():
         lambda: Mixture([[4096]], [[0]], [[17]]),
         lambda: Mixture([4096], [0], [0]),
         lambda: Mixture([[4096]], [[0]], [[0]]).segments(np.zeros(2, dtype=np.int64)),
-        lambda: Mix((0, 1, 2, 2)),
-        lambda: Coupling((), 0, None),
-        lambda: Coupling((2, 1), 0, None),
-        lambda: Coupling((4,), 0, None),
     ):
         with pytest.raises(ValueError):  # noqa: PT011
             call()
-    for layer, name in ((ActNorm(), "shift"), (ActNorm(), "scale"), (Mix((0, 1, 2, 3)), "upper")):
-        getattr(layer, name).reshape(-1)[0] = -(1 << 14) - 1 if name != "scale" else -25
+    four, square = np.zeros(4, np.int16), np.zeros((4, 4), np.int16)
+    for call in (
+        lambda: Norm(four - 769, four),
+        lambda: Norm(four, four + 25),
+        lambda: Mix(range(4), square - (1 << 14) - 1, square, four),
+        lambda: Mix(range(4), square, square + (1 << 14) + 1, four),
+        lambda: Mix(range(4), square, square, four - 25),
+    ):
         with pytest.raises(ModelError):
-            layer.check()
+            call()
 
 
 @pytest.mark.parametrize("lanes", [1, 64])
@@ -215,29 +204,6 @@ def test_the_base_comes_back_and_costs_what_it_says(lanes, fineness):
         base.pop(Message(1), 3)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (2, 2), (5, 8), (7, 7)])
-def test_squeeze_comes_back(shape):
-    planes = np.random.default_rng(0).integers(0, cells(10), (3, *shape))
-    grid = squeeze(planes)
-    assert grid.values.shape == (3, 4, (shape[0] + 1) // 2, (shape[1] + 1) // 2)
-    assert np.array_equal(unsqueeze(grid), planes)
-    assert np.array_equal(np.sort(grid.take(range(4))), np.sort(planes.reshape(-1)))
-    moved = grid.put((1, 2), grid.take((1, 2)) + 1)
-    assert np.array_equal(moved.take((0, 3)), grid.take((0, 3)))
-    assert np.array_equal(moved.take((1, 2)), grid.take((1, 2)) + 1)
-    missing = grid.values.size - planes.size
-    assert (moved.values == cells(10) // 2).sum() >= missing
-    assert (grid.seen((0, 1, 2, 3)) == 0).sum() >= missing
-
-
-def test_what_networks_see():
-    values = np.full((1, 4, 1, 1), cells(10) // 2)
-    known = {0: 0, 1: 16, -1: -16, 1 / 32: 1, -1 / 32: 0, 7.9: 126, 16: 127, -16: -127}
-    for real, seen in known.items():
-        grid = Grid(values + int(real * 1024), (2, 2), 10)
-        assert grid.seen((0, 2)).reshape(-1).tolist() == [seen, 0, seen, 0]
-
-
 def scrambled(layer, seed=0, strength=0.7):
     """A twin with random parameters."""
     random = torch.Generator().manual_seed(seed)
@@ -245,116 +211,136 @@ def scrambled(layer, seed=0, strength=0.7):
         for name, p in layer.named_parameters():
             spread = strength / max(p[0].numel(), 1) ** 0.5 if "weight" in name else strength / 4
             p.copy_(spread * (2 * torch.rand(p.shape, generator=random) - 1))
-            if "head" in name or "direct" in name:
+            if "head" in name:
                 p.mul_(0.4)
     exact.set_fake(layer, fake=True)
     return layer.eval()
 
 
+NORM, MIX = LayerShape("norm"), LayerShape("mix", order=(2, 0, 3, 1))
 LAYERS = {
-    "act-norm": lambda: ActNormTwin(),
-    "mix": lambda: MixTwin((2, 0, 3, 1)),
-    "affine": lambda: CouplingTwin((1, 2), CONTEXT, 8),
-    "affine of one": lambda: CouplingTwin((3,), CONTEXT, 8),
-    "affine of all": lambda: CouplingTwin((0, 1, 2, 3), CONTEXT, 8),
-    "mixture": lambda: CouplingTwin((0, 3), CONTEXT, 8, components=3),
-    "flow": lambda: FlowTwin(
-        [
-            ActNormTwin(),
-            MixTwin((1, 0, 3, 2)),
-            CouplingTwin((0, 3), CONTEXT, 8),
-            CouplingTwin((1, 2), CONTEXT, 8, components=2),
-        ]
-    ),
+    "norm": (NORM,),
+    "mix": (MIX,),
+    "affine": (LayerShape("coupling", (1, 2)),),
+    "affine of one": (LayerShape("coupling", (3,)),),
+    "affine of all": (LayerShape("coupling", (0, 1, 2, 3)),),
+    "mixture": (LayerShape("coupling", (0, 3), 3),),
+    "flow": (NORM, MIX, LayerShape("coupling", (0, 3)), LayerShape("coupling", (1, 2), 2)),
 }
 
 
-def y_of(n, shape, fineness, seed=0):
-    """Planes of logistic noise, and context."""
-    rng = np.random.default_rng(seed)
-    u = rng.integers(0, 1 << 24, n * shape[0] * shape[1])
-    y = Uniform().forward(random_message(64, len(u)), u, Logit(24, fineness))
-    grid = squeeze(y.reshape(n, *shape), fineness)
-    context = rng.integers(-128, 128, (n, CONTEXT, *grid.values.shape[2:])).astype(np.int8)
-    return grid, context
+def shape_of(name, tilted=False):
+    return CouplingShape(STATE, 3, 8, LAYERS[name], tilted)
+
+
+def frozen(twin, shape):
+    """The layers that a twin of this shape becomes."""
+    return Couplings(shape, frozen_tensors(copy.deepcopy(twin)), "")
+
+
+def phase_of(couplings, shape, fineness, seed=0):
+    """A phase of logistic noise, and what steers its flow."""
+    rng, count = np.random.default_rng(seed), int(np.prod(shape))
+    u = rng.integers(0, 1 << 24, count)
+    y = Uniform().forward(random_message(64, count), u, Logit(24, fineness)).reshape(shape)
+    states = rng.integers(128, 256, (*shape, STATE)).astype(np.uint8)
+    return y, couplings.around(states).steering()
+
+
+def parts_of(planes):
+    """[N, rows, columns, ...] of whole squares as parts, [N, 4, ...]."""
+    return np.stack([planes[:, row::2, column::2] for row, column in PARTS], 1)
+
+
+def context_of(twin, steering):
+    """The context of some steering, as a twin takes it."""
+    context = int8.inside(steering.context).astype(np.float32) - int8.ZERO
+    return torch.from_numpy(context.transpose(0, 3, 1, 2)[:, : twin.context.weight.shape[0]])
 
 
 @pytest.mark.parametrize("coder", CODERS, ids=repr)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 9), (16, 12)])
 def test_layers_come_back(name, coder, shape):
-    layer = scrambled(LAYERS[name]()).freeze()
+    couplings = frozen(scrambled(FlowTwin(shape_of(name))), shape_of(name))
     for fineness, lanes in ((4, 1), (10, 16)):
-        grid, context = y_of(2, shape, fineness)
-        grid.values[0, 0, 0, 0], grid.values[1, 0, 0, 0] = 0, cells(fineness) - 1
+        flow = PhaseFlow(24, fineness, coder)
+        y, steering = phase_of(couplings, (2, *shape), fineness)
+        y[0, 0, 0], y[1, 0, 0] = 0, cells(fineness) - 1
         message = random_message(lanes, 5000)
-        before = message.to_bytes()
-        moved = layer.forward(message, coder, grid, context)
-        assert np.array_equal(layer.inverse(message, coder, moved, context).values, grid.values)
+        before, moved = message.to_bytes(), y.copy()
+        flow.forward(message, moved, steering)
+        changed = (moved != y).any()
+        flow.inverse(message, moved, steering)
+        assert np.array_equal(moved, y)
         assert message.to_bytes() == before
-        back = layer.inverse(message, coder, grid, context)
-        assert np.array_equal(layer.forward(message, coder, back, context).values, grid.values)
+        flow.inverse(message, moved, steering)
+        flow.forward(message, moved, steering)
+        assert np.array_equal(moved, y)
         assert message.to_bytes() == before
         if min(shape) > 1:
-            assert (moved.values != grid.values).any()
+            assert changed
             with pytest.raises(MessageExhausted):
-                layer.forward(Message(1), coder, grid, context)
+                flow.forward(Message(1), moved, steering)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_twins_are_their_layers(name):
-    twin = scrambled(LAYERS[name]())
-    layer = twin.freeze()
-    assert {k: v.shape for k, v in layer.state_dict().items()} == {
-        k: v.shape for k, v in twin.hollow().state_dict().items()
-    }
-    fineness = 14
-    grid, context = y_of(2, (32, 32), fineness)
-    message = random_message(16, 1 << 16)
-    bits = message.bits
-    moved = layer.forward(message, Uniform(), grid, context)
-    y = torch.from_numpy(grid.reals()).float() / (2 << fineness)
+    twin, fineness = scrambled(FlowTwin(shape_of(name))), 14
+    couplings = frozen(twin, shape_of(name))
+    y, steering = phase_of(couplings, (2, 32, 32), fineness)
+    message, moved = random_message(16, 1 << 16), y.copy()
+    held = message.bits
+    cost, lowest = PhaseFlow(24, fineness, Uniform()).forward(message, moved, steering)
+
+    def real(planes):
+        return torch.from_numpy(parts_of(2 * planes + 1 - cells(fineness))).float() / (
+            2 << fineness
+        )
+
     with torch.no_grad():
-        twin_moved, ladj = twin(y, torch.from_numpy(context).float())
-    real = torch.from_numpy(moved.reals()).float() / (2 << fineness)
+        twin_moved, ladj = twin(real(y), context_of(twin, steering))
     # What a network sees may be rounded the other way, here and there.
-    assert (twin_moved - real).abs().mean() < 2e-3
+    assert (twin_moved - real(moved)).abs().mean() < 2e-3
     net = -ladj.double().sum().item() / np.log(2)
-    assert (message.bits - bits - net) / y.numel() == pytest.approx(0, abs=3e-3)
+    assert (cost - net) / y.size == pytest.approx(0, abs=3e-3)
+    assert message.bits - held == pytest.approx(cost, abs=1)
+    assert lowest <= min(held, message.bits)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_twins_know_their_derivatives(name):
-    twin = scrambled(LAYERS[name]()).double()
+    twin = scrambled(FlowTwin(shape_of(name))).double()
     exact.set_fake(twin, fake=False)
     random = torch.Generator().manual_seed(1)
     y = torch.randn(1, 4, 1, 1, generator=random, dtype=torch.float64)
-    context = torch.zeros(1, CONTEXT, 1, 1, dtype=torch.float64)
+    context = torch.zeros(1, 3, 1, 1, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda v: twin(v, context)[0], y).reshape(4, 4)
     _, ladj = twin(y, context)
     assert ladj.sum().item() == pytest.approx(torch.linalg.slogdet(jacobian)[1].item(), abs=1e-9)
 
 
 def test_fresh_twins_do_nothing():
-    y = torch.randn(2, 4, 6, 6)
-    context = torch.zeros(2, CONTEXT, 6, 6)
-    for layer in (MixTwin((0, 1, 2, 3)), CouplingTwin((0, 1), CONTEXT), FlowTwin([])):
-        moved, ladj = layer(y, context)
+    y, context = torch.randn(2, 4, 6, 6), torch.zeros(2, 3, 6, 6)
+    for name in ("norm", "mix", "affine", "affine of one"):
+        moved, ladj = FlowTwin(shape_of(name))(y, context)
         assert torch.equal(moved, y)
         assert (ladj == 0).all()
-    moved, _ = CouplingTwin((0, 1), CONTEXT, components=4)(y, context)
+    moved, _ = FlowTwin(shape_of("mixture"))(y, context)
     assert (moved - y).abs().max() < 0.3
-    assert (TiltTwin(CONTEXT)(context) == 0).all()
-    begun = ActNormTwin()
-    moved, _ = begun.train()(3 * y + 1)
+    tilts = FlowTwin(shape_of("flow", tilted=True)).tilts(context)
+    assert tilts.shape == y.shape
+    assert (tilts == 0).all()
+    assert FlowTwin(shape_of("flow")).tilts(context) is None
+
+
+def test_norms_begin_with_what_they_are_shown():
+    y, context = 3 * torch.randn(2, 4, 6, 6) + 1, torch.zeros(2, 3, 6, 6)
+    twin = FlowTwin(shape_of("norm"))
+    twin.start(y, context)
+    moved, _ = twin(y, context)
     assert moved.mean(dim=(0, 2, 3)).abs().max() < 0.5
-    assert torch.equal(begun(3 * y + 1)[0], moved)
-
-
-def test_hollow_twins_cost_nothing():
-    with torch.device("meta"):
-        twin = FlowTwin([make() for make in LAYERS.values()][:-1])
-        assert isinstance(exact.hollow(torch.nn.ModuleDict({"flow": twin}))["flow"], Flow)
+    assert (moved.std(dim=(0, 2, 3)) - 1.8).abs().max() < 0.3
 
 
 def mixed_samples(n, seed=0):
@@ -397,47 +383,37 @@ def test_the_identity_costs_what_the_mixture_says(coder, fineness):
 @pytest.mark.parametrize("coder", [Uniform(), Gaussian(16)], ids=repr)
 def test_a_flow_costs_what_it_says(coder):
     # Through all of it: tilts, layers, base; against the twin in floats.
-    shape, n = (64, 96), 2
-    model, symbols, mean, scale = mixed_samples(n * shape[0] * shape[1])
+    shape = (2, 64, 96)
+    model, symbols, mean, scale = mixed_samples(int(np.prod(shape)))
     start, freq = (a.astype(np.int64) for a in model.interval(symbols, mean, scale))
-    twin, tilter = scrambled(LAYERS["flow"]()), scrambled(TiltTwin(CONTEXT))
-    flow, tilt = twin.freeze(), tilter.freeze()
-    assert isinstance(tilt, Tilt)
-    logit = Logit(24)
-    base, dequantizer = Base(logit), Dequantizer(logit)
-    context = np.random.default_rng(0).integers(-20, 20, (n, CONTEXT, 32, 48)).astype(np.int8)
-    tilts = tilt.forward(context, shape)
+    kind = shape_of("flow", tilted=True)
+    twin = scrambled(FlowTwin(kind))
+    _, steering = phase_of(frozen(twin, kind), shape, 10)
     message = random_message(64, 1 << 15)
-    before, bits = message.to_bytes(), message.bits
-    y = dequantizer.forward(message, coder, start, freq, tilts.reshape(-1))
-    grid = squeeze(y.reshape(n, *shape))
-    moved = flow.forward(message, coder, grid, context)
-    base.push(message, moved.take(range(4)))
-    net = message.bits - bits
+    before, held = message.to_bytes(), message.bits
+    flow = PhaseFlow(24, 10, coder)
+    cost = flow.push(message, start, freq, steering)
+    net = message.bits - held
+    slack = 0.02 if isinstance(coder, Gaussian) else 1e-3
+    assert (cost.ideal - net) / symbols.size == pytest.approx(0, abs=slack)
 
-    def squeezed(planes):
-        return torch.from_numpy(squeeze(planes.reshape(n, *shape)).values).double()
-
-    seen = torch.from_numpy(context).float()
+    context = context_of(twin, steering)
     random = torch.Generator().manual_seed(0)
-    noise = torch.rand(n, 4, 32, 48, generator=random, dtype=torch.float64)
     with torch.no_grad():
-        chosen = tilter(seen)
-        assert np.array_equal(chosen.numpy(), squeeze(tilts).values)
-        first, tilted = dequantize(squeezed(start), squeezed(freq), 24, noise, chosen)
-        last, ladj = twin(first, seen)
+        tilts = twin.tilts(context)
+        chosen = steering.couplings.tilts(steering.context, shape)
+        assert np.array_equal(tilts.numpy(), parts_of(chosen))
+        assert len(np.unique(chosen)) > 1
+        ends = (torch.from_numpy(parts_of(a.reshape(shape))).double() for a in (start, freq))
+        noise = torch.rand(tilts.shape, generator=random, dtype=torch.float64)
+        first, tilted = dequantize(*ends, 24, noise, tilts)
+        last, ladj = twin(first, context)
         saved = gain_bits(first, last, ladj).double().sum().item()
     ideal = model.bits(symbols, mean, scale) - saved + tilted.double().sum().item() / np.log(2)
     assert saved != 0
     # Both are means over the places that were drawn, which are not the same.
-    assert (net - ideal) / len(symbols) == pytest.approx(0, abs=0.01)
-
-    found = base.pop(message, len(symbols))
-    back = flow.inverse(message, coder, moved.put(range(4), found), context)
-    values = unsqueeze(back).reshape(-1)
-    assert np.array_equal(values, y)
-    find = lambda u, part: (start[part], freq[part])  # noqa: E731
-    dequantizer.inverse(message, coder, values, find, tilts.reshape(-1))
+    assert (net - ideal) / symbols.size == pytest.approx(0, abs=0.01)
+    flow.pop(message, lambda u, part: (start[part], freq[part]), steering)
     assert message.to_bytes() == before
 
 
@@ -485,11 +461,12 @@ from bits_laws import random_message
 torch.set_num_threads(int(__import__("sys").argv[1]))
 digest = hashlib.sha256()
 for coder in t.CODERS:
-    for name, make in t.LAYERS.items():
-        grid, context = t.y_of(2, (23, 30), 10)
+    for name in t.LAYERS:
+        couplings = t.frozen(t.scrambled(t.FlowTwin(t.shape_of(name))), t.shape_of(name))
+        y, steering = t.phase_of(couplings, (2, 23, 30), 10)
         message = random_message(8, 5000)
-        moved = t.scrambled(make()).freeze().forward(message, coder, grid, context)
-        digest.update(moved.values.tobytes() + message.to_bytes())
+        t.PhaseFlow(24, 10, coder).forward(message, y, steering)
+        digest.update(y.tobytes() + message.to_bytes())
 print(digest.hexdigest())
 """
 

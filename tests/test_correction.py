@@ -19,6 +19,11 @@ def some_symbols(seed: int, n: int, k: int) -> tuple[np.ndarray, ...]:
     return symbols, mean, scale, weight
 
 
+def add_costs(*arguments: object) -> None:
+    scratch = np.full_like(correction.new_scratch(), 0x5A5A)
+    correction.add_costs(*arguments, *correction.cost_tables(), scratch)
+
+
 def plain_log(value: int) -> int:
     """floor(256 * log2(value)), of value's nine highest bits."""
     octave = value.bit_length() - 9
@@ -73,19 +78,17 @@ def test_costs_are_those_of_the_entropy_model():
     symbols, mean, scale, weight = some_symbols(7, 2000, 3)
     scale = scale.clip(24, 110)
     costs = np.zeros((correction.BUCKETS, 3), dtype=np.int64)
-    tables = sigmoid_table(), correction.log_table()
-    correction.add_costs(costs, symbols, mean, scale, weight, 0, 2000, 1, *tables)
+    add_costs(costs, symbols, mean, scale, weight, 0, 2000, 1)
     ideal = LogisticMixture(-400, 400, 24).bits(symbols, mean, scale, weight)
     assert costs[:, 1].sum() / 256 == pytest.approx(ideal, rel=0.005)
 
 
 def test_costs_are_exact_in_any_order_and_split():
     arrays = some_symbols(8, 1000, 2)
-    tables = sigmoid_table(), correction.log_table()
     whole, parts = (np.zeros((correction.BUCKETS, 3), dtype=np.int64) for _ in range(2))
-    correction.add_costs(whole, *arrays, 0, 1000, 1, *tables)
+    add_costs(whole, *arrays, 0, 1000, 1)
     for first, last, stride in ((500, 1000, 1), (1, 500, 2), (0, 500, 2)):
-        correction.add_costs(parts, *arrays, first, last, stride, *tables)
+        add_costs(parts, *arrays, first, last, stride)
     assert np.array_equal(whole, parts)
 
 
@@ -96,8 +99,7 @@ def test_the_extremes_do_not_overflow():
     weight = np.full((3, 1), 4096, dtype=np.int32)
     for i in range(3):
         costs = np.zeros((correction.BUCKETS, 3), dtype=np.int64)
-        tables = sigmoid_table(), correction.log_table()
-        correction.add_costs(costs, symbols, mean, scale, weight, i, i + 1, 1, *tables)
+        add_costs(costs, symbols, mean, scale, weight, i, i + 1, 1)
         for j, step in enumerate((-4, 0, 4)):
             cost = plain_cost(int(symbols[i]), mean[i], scale[i] + step, weight[i])
             assert costs[scale[i, 0] // 4, j] == cost

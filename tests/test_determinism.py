@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chains import write_chain_model
 from integers import plain_network
 from models import RUNGS, noisy_frames, write_model
+from test_video import make_frames
 
 import flowarchive
 from flowarchive import media, store
 from flowarchive.flows.integer import IntegerFlow
-from flowarchive.frames import VideoFormat
+from flowarchive.frames import Frame, VideoFormat
 
 ATEN = ["default", "avx2", "avx512"]
 ONEDNN = ["SSE41", "AVX2", "AVX512_CORE"]
@@ -179,13 +182,36 @@ if unpacked:
 
 
 def test_archives_travel_between_old_and_new_machines(root, model_files, tmp_path):
-    new = environment("avx512", "AVX512_CORE", "2")
-    old = environment("default", "SSE41", "1")
     video_format = VideoFormat(71, 53, "yuv420p10le", rate=Fraction(25))
+    check_travel(root, model_files[1], tmp_path, video_format, noisy_frames(video_format, 5))
+
+
+@pytest.mark.slow  # all loops are compiled for the oldest machine
+def test_chains_travel_between_old_and_new_machines(root, tmp_path):
+    model = write_chain_model(tmp_path / "chain.safetensors")
+    video_format = VideoFormat(172, 130, "yuv420p", rate=Fraction(25))
+    groups = make_frames(video_format, "moving", 5)
+    frames = [Frame(tuple(group), t) for t, group in enumerate(groups)]
+    check_travel(root, model, tmp_path, video_format, frames, NUMBA_CPU_NAME="generic")
+    account = flowarchive.info(tmp_path / "new-1.flow")["account"]
+    assert account["popped"] > 0, "no phase went by its flow"
+
+
+def check_travel(
+    root: Path,
+    model: Path,
+    tmp_path: Path,
+    video_format: VideoFormat,
+    frames: Iterable[Frame],
+    **older: str,
+) -> None:
+    """Archives of either machine, with any number of jobs, are one another's, and unpack there."""
+    new = environment("avx512", "AVX512_CORE", "2")
+    old = {**environment("default", "SSE41", "1"), **older}
     with media.open_sink(tmp_path / "source.y4m", video_format) as sink:
-        for frame in noisy_frames(video_format, 5):
+        for frame in frames:
             sink.write(frame)
-    shared = (model_files[1], tmp_path / "source.y4m", tmp_path)
+    shared = (model, tmp_path / "source.y4m", tmp_path)
     run(root, WORK, *shared, "new", "", **new)
     run(root, WORK, *shared, "old", "new-1.flow", **old)
     run(root, WORK, *shared, "newer", "old-1.flow", **new)

@@ -8,22 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chains import RICH_CHAIN
 
-from flowarchive import exact, int8, media, store
+from flowarchive import media, store
 from flowarchive.ans import Message
-from flowarchive.flows.couplings import MOVED, PARTS, Couplings, CouplingShape
-from flowarchive.flows.maps import SCALES_PER_OCTAVE, cells
 from flowarchive.frames import Frame, VideoFormat
 from flowarchive.models.chain import ChainModel
 from flowarchive.train import ClipConfig, Config, PartConfig, TrainConfig
 from flowarchive.train import train as train_parts
-from flowarchive.train.couplings import CouplingTwin
 from flowarchive.train.data import load_clip
-from flowarchive.train.twins import frozen_tensors
 
 VIDEO = VideoFormat(64, 48, "yuv420p")
 FRAMES = 3
-SHAPE = CouplingShape(state=8, context=4, width=8)
 FINENESS = 10
 
 
@@ -45,14 +41,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def trained(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["affine", "every kind"])
+def trained(
+    request: pytest.FixtureRequest, path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder after a second of training."""
     folder = tmp_path_factory.mktemp("trained")
+    layers = {key: RICH_CHAIN["flow"][key] for key in ("layers", "tilted")}
     training = TrainConfig(minutes=1 / 60, batch=2, crop=32, optimizer="adam", learning_rate=5e-3)
     part = PartConfig(training, [ClipConfig(path)], [ClipConfig(path)])
     base = json.loads(store.packaged_models()["video"]["config"])
     shape = {"video": base, "flow": {"context": 4, "width": 8, "fineness": FINENESS}}
+    if request.param == "every kind":
+        shape["flow"] |= layers
     threads = torch.get_num_threads()
     try:
         train_parts(Config("chain", shape, {"flow": part}), folder)
@@ -80,39 +81,3 @@ def test_the_frozen_model_packs_a_clip_and_gives_it_back(trained, path):
     assert message.is_drained
     for ours, theirs in zip(back, frames, strict=True):
         assert all(map(np.array_equal, ours.parts, theirs.parts))
-
-
-def test_couplings_move_as_their_twin_does():
-    torch.manual_seed(0)
-    twin = CouplingTwin(SHAPE)
-    for head in twin.head:
-        torch.nn.init.normal_(head.weight, std=0.02)
-    exact.set_fake(twin, fake=True)
-    random = np.random.default_rng(0)
-    n, h, w = 2, 10, 6
-    y = random.integers(cells(FINENESS) // 4, 3 * cells(FINENESS) // 4, (n, h, w))
-    states = random.integers(0, 128, (n, h, w, SHAPE.state))
-    parts = np.stack([y[:, r::2, c::2] for r, c in PARTS], 1)
-    real = torch.from_numpy((parts + 0.5 - cells(FINENESS) / 2) / (1 << FINENESS)).float()
-    around = np.concatenate([states[:, r::2, c::2] for r, c in PARTS], -1).transpose(0, 3, 1, 2)
-    with torch.no_grad():
-        moved, ladj = twin(real, torch.from_numpy(np.ascontiguousarray(around)).float())
-    couplings = Couplings(SHAPE, frozen_tensors(twin), "")
-    context = couplings.context((states + int8.ZERO).astype(np.uint8))
-    shifts = torch.zeros_like(moved)
-    slopes = torch.zeros_like(moved)
-    before = y.copy()
-    for k, parts_moved in enumerate(MOVED):
-        shift, scale = couplings.steer(k, before, context, FINENESS)
-        for part, t, i in zip(parts_moved, shift, scale, strict=True):
-            row, column = PARTS[part]
-            shifts[:, part] = torch.from_numpy(t / (1 << FINENESS))
-            slopes[:, part] = torch.from_numpy(i * (np.log(2) / SCALES_PER_OCTAVE))
-            at = (before[:, row::2, column::2] + 0.5 - cells(FINENESS) / 2) / (1 << FINENESS)
-            there = at * np.exp(slopes[:, part].numpy()) + shifts[:, part].numpy()
-            there = np.floor(there * (1 << FINENESS) + cells(FINENESS) / 2)
-            before[:, row::2, column::2] = there.astype(np.int64)
-    assert float(slopes.abs().max()) > 0
-    assert torch.allclose(slopes, ladj, atol=1e-6)
-    there = real * torch.exp(slopes) + shifts
-    assert torch.allclose(there, moved, atol=2e-3)

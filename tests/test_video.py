@@ -24,8 +24,9 @@ from flowarchive.chunk import Coding
 from flowarchive.errors import CodingError, FormatError, ModelError, NotReproducible
 from flowarchive.features import UPDATE_CHANNELS
 from flowarchive.frames import PIXEL_LAYOUTS, VideoFormat
+from flowarchive.models.form import SHIFTS
 from flowarchive.models.phasewise import _bounds
-from flowarchive.models.video import _SHIFTS, VideoModel
+from flowarchive.models.video import VideoModel
 
 tiny = functools.cache(make_video_model)
 Group = list[np.ndarray]
@@ -209,8 +210,8 @@ def test_random_bits_are_an_error_or_frames(pix_fmt):
 def test_a_shift_beyond_the_samples_is_refused():
     frames = make_frames(VideoFormat(9, 9, "gray"), "noise", 1)
     message = push(frames, "Y", 8)
-    _SHIFTS.pop(message, 1)
-    _SHIFTS.push(message, [1])
+    SHIFTS.pop(message, 1)
+    SHIFTS.push(message, [1])
     with pytest.raises(FormatError, match="1 of 8 bits"):
         pop(message, frames, "Y", 8)
 

@@ -21,26 +21,28 @@ References:
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from flowarchive.adaptive.predictor import LEVEL_GROUPS
-from flowarchive.ans import compiled
 from flowarchive.entropy.cumulative import (
-    RECIPROCALS,
+    DELTA_BITS,
     SCALE_COUNT,
     SIG_BITS,
     SIG_RANGE,
-    SIG_STEPS,
     WEIGHT_BITS,
-    sigmoid_table,
+    search_tables,
 )
 from flowarchive.lattice import PHASES
+from flowarchive.loops import compiled
+from flowarchive.vectors import FLOAT64, INT32, INT64, Value, lanes
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
-Whole = int | np.int32 | np.int64
 
 BUCKET_BITS = 2
 BUCKET_SCALES = 1 << BUCKET_BITS
@@ -58,14 +60,18 @@ MOST_SYMBOLS = 1 << 11
 # Added to the curvature of a parabola, in 1/256 bit: some 20 symbols that call for no offset.
 _RELUCTANCE = 500
 
-_RECIPROCALS = np.array(RECIPROCALS, dtype=np.int64)
-# Probabilities of 24 bits; costs are in 1/256 bit.
+# Costs are in 1/256 bit.
 _COST_BITS = 8
-# Arguments of the sigmoid are in 2**-20, a step of its table is 2**14 of them.
-_STEP_BITS = 14
-_LIMIT = (SIG_RANGE * SIG_STEPS) << _STEP_BITS
 # From the product of a distance and a reciprocal to an argument, at scale index 0.
 _SHIFT = 7
+# Arguments of the sigmoid are in 2**-20, a step of its table is 2**14 of them.
+_STEP_BITS = 14
+_LIMIT = SIG_RANGE << 20
+# Of a float64: bits of the fraction behind the first _COST_BITS, and what is added to exponents.
+_FRACTION_REST = 52 - _COST_BITS
+_EXPONENT_BIAS = 1023
+# Symbols whose costs are worked out together.
+_LANES = 8
 
 
 class ScaleCorrection:
@@ -81,6 +87,7 @@ class ScaleCorrection:
         self._costs = np.zeros((*slots, 3), dtype=np.int64)
         self._new = np.zeros_like(self._costs)
         self._offsets = np.zeros(slots, dtype=np.int32)
+        self._scratch = new_scratch()
         self._frame = 0
 
     def offsets(self, group: int, phase: int) -> Int32:
@@ -119,8 +126,8 @@ class ScaleCorrection:
             self._frame % stride,
             symbols.size,
             stride,
-            sigmoid_table(),
-            log_table(),
+            *cost_tables(),
+            self._scratch,
         )
 
     def end_frame(self) -> None:
@@ -147,25 +154,16 @@ def log_table() -> Int32:
     return frozen
 
 
-@compiled
-def _bucket(scale: Int32, weight: Int32, at: Whole) -> Whole:
-    """Return the bucket of a mixture: its mean scale index, in steps of BUCKET_SCALES."""
-    total = 0
-    for k in range(scale.shape[1]):
-        total += scale[at, k] * weight[at, k]
-    return (total >> WEIGHT_BITS) // BUCKET_SCALES
+@cache
+def cost_tables() -> tuple[Int64, Int64, Int64]:
+    """Return what `add_costs` reads: packed sigmoid, reciprocals, logarithms."""
+    packed, reciprocals = search_tables()[:2]
+    return packed, reciprocals, log_table().astype(np.int64)
 
 
-@compiled
-def _sigmoid(distance: Whole, reciprocal: Whole, shift: Whole, table: Int32) -> Whole:
-    """Interpolate 2**24 * sigmoid(distance / 256 / scale), as the entropy model does."""
-    place = (distance * reciprocal) >> shift
-    place = min(max(place, -_LIMIT), _LIMIT - 1) + _LIMIT
-    # Unsigned indices spare numba's test for negative ones.
-    i = np.uint64(place >> _STEP_BITS)
-    rest = (table[i + np.uint64(1)] - table[i]) * (place & ((1 << _STEP_BITS) - 1))
-    sigmoid: np.int64 = table[i] + (rest >> _STEP_BITS)
-    return sigmoid
+def new_scratch() -> Int64:
+    """Return room for `add_costs` to work in; what is in it does not matter."""
+    return np.empty((4, _LANES), dtype=np.int64)
 
 
 @compiled
@@ -178,8 +176,10 @@ def add_costs(
     first: int,
     last: int,
     stride: int,
-    sigmoid: Int32,
-    logs: Int32,
+    packed: Int64,
+    reciprocals: Int64,
+    logs: Int64,
+    scratch: Int64,
 ) -> None:
     """Add what symbols first, first + stride ... before last cost to `costs`.
 
@@ -193,31 +193,115 @@ def add_costs(
         first: The first symbol.
         last: The one to stop before.
         stride: From one to the next.
-        sigmoid: `entropy.sigmoid_table`.
-        logs: `log_table`.
+        packed: From `cost_tables`.
+        reciprocals: From `cost_tables`.
+        logs: `log_table`, as int64.
+        scratch: `new_scratch`, overwritten.
     """
-    for i in range(first, last, stride):
-        bucket = _bucket(scale, weight, i)
-        left = (2 * np.int64(symbols[i]) - 1) * 128
-        for n in range(3):
-            total = 0
-            for k in range(mean.shape[1]):
-                index = min(max(scale[i, k] + STEP * (n - 1), 0), SCALE_COUNT - 1)
-                reciprocal, shift = _RECIPROCALS[index & 7], _SHIFT + (index >> 3)
-                distance = left - mean[i, k]
-                inside = _sigmoid(distance + 256, reciprocal, shift, sigmoid)
-                inside -= _sigmoid(distance, reciprocal, shift, sigmoid)
-                total += weight[i, k] * inside
-            # No symbol has a probability under 2**-24.
-            costs[bucket, n] += _cost((total >> WEIGHT_BITS) + 1, logs)
+    components, size = mean.shape[1], mean.itemsize
+    # Their addresses are used below; this refuses arrays that are not contiguous.
+    z, center, width, share = (
+        symbols.reshape(-1),
+        mean.reshape(-1),
+        scale.reshape(-1),
+        weight.reshape(-1),
+    )
+    for i in range(first, last, stride * _LANES):
+        count = min(_LANES, (last - i + stride - 1) // stride)
+        row = i * components * size
+        _find_costs(
+            z.ctypes.data + i * size,
+            stride * size,
+            center.ctypes.data + row,
+            width.ctypes.data + row,
+            share.ctypes.data + row,
+            stride * components * size,
+            components,
+            count - 1,
+            packed.ctypes.data,
+            reciprocals.ctypes.data,
+            logs.ctypes.data,
+            scratch.ctypes.data,
+        )  # type: ignore[call-arg]
+        for j in range(count):
+            bucket = np.uint64((scratch[3, j] >> WEIGHT_BITS) // BUCKET_SCALES)
+            for n in range(3):
+                costs[bucket, n] += scratch[n, j]
 
 
-@compiled
-def _cost(probability: Whole, logs: Int32) -> Whole:
-    """Return -256 * log2(probability / 2**24), of 1..2**24 + 1, rounded up."""
-    value, octave = probability, 0
-    while value < 256:
-        value, octave = value << 1, octave - 1
-    while value > 511:
-        value, octave = value >> 1, octave + 1
-    return ((SIG_BITS - octave - 8) << _COST_BITS) - np.int64(logs[value - 256])
+@intrinsic
+def _find_costs(
+    typing: Any, symbols: Any, symbol_step: Any, mean: Any, scale: Any, weight: Any, step: Any,
+    components: Any, last: Any, packed: Any, reciprocals: Any, logs: Any, out: Any,
+) -> Any:  # fmt: skip
+    """Find what _LANES symbols cost with three sets of scales.
+
+    The arguments are addresses, and distances in bytes: of the first of the symbols, and to the
+    next; of their parameters; K; how many symbols there are after the first; of the tables; and of
+    the output, int64 [4, _LANES], costs and then the sums of scale * weight.
+    """
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _write_costs(*(Value(builder, value) for value in args))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 12), write
+
+
+def _write_costs(
+    symbols: Value, symbol_step: Value, mean: Value, scale: Value, weight: Value, step: Value,
+    components: Value, last: Value, packed: Value, reciprocals: Value, logs: Value, out: Value,
+) -> None:  # fmt: skip
+    """Write the code of `_find_costs`."""
+    many = last.spread(_LANES)
+    zero, whole = many.constant(0), many.kind
+    # Where there are fewer symbols the last one is looked at again.
+    places = many.constant(list(range(_LANES))).at_most(many)
+    at = symbols.spread(_LANES) + places * symbol_step.spread(_LANES)
+    edge = (at.gather(INT32).to(whole) * 2 - 1) * 128
+    rows = places * step.spread(_LANES)
+    tables = packed.spread(_LANES), reciprocals.spread(_LANES)
+    totals = [zero.variable() for _ in range(3)]
+    middle = zero.variable()
+    with components.range() as k:
+        index, share, center = (
+            ((array + k * 4).spread(_LANES) + rows).gather(INT32).to(whole)
+            for array in (scale, weight, mean)
+        )
+        middle.set(middle.get() + share * index)
+        left = edge - center
+        for n, total in enumerate(totals):
+            inside = _inside(left, index + STEP * (n - 1), *tables)
+            total.set(total.get() + share * inside)
+    for n, total in enumerate(totals):
+        cost = _cost(total.get(), logs.spread(_LANES))
+        (out + 8 * _LANES * n).store(cost)
+    (out + 8 * _LANES * 3).store(middle.get())
+
+
+def _inside(left: Value, scale: Value, packed: Value, reciprocals: Value) -> Value:
+    """2**24 times what components give to symbols whose left edges are `left` from them."""
+    index = scale.clamped(0, SCALE_COUNT - 1)
+    reciprocal = (reciprocals + (index & 7) * 8).gather(INT64)
+    shift = (index >> 3) + _SHIFT
+    below, upto = (_sigmoid(edge, reciprocal, shift, packed) for edge in (left, left + 256))
+    return upto - below
+
+
+def _sigmoid(distance: Value, reciprocal: Value, shift: Value, packed: Value) -> Value:
+    """2**24 * sigmoid(distance / 256 / scale), as `entropy.cumulative` interpolates it."""
+    argument = ((distance * reciprocal) >> shift).clamped(-_LIMIT, _LIMIT - 1) + _LIMIT
+    pair = (packed + (argument >> _STEP_BITS) * 8).gather(INT64)
+    rest = (pair & ((1 << DELTA_BITS) - 1)) * (argument & ((1 << _STEP_BITS) - 1))
+    return (pair >> DELTA_BITS) + (rest >> _STEP_BITS)
+
+
+def _cost(total: Value, logs: Value) -> Value:
+    """-256 * log2 of probabilities in 2**-36, rounded up."""
+    # No symbol has a probability under 2**-24. A float64 holds it exactly: its exponent and the
+    # first bits of its fraction stand together.
+    value = ((total >> WEIGHT_BITS) + 1).to(lanes(FLOAT64, _LANES)).bits(total.kind)
+    leading = value >> _FRACTION_REST
+    octave = (leading >> _COST_BITS) - _EXPONENT_BIAS
+    log = (logs + (leading & 255) * 8).gather(INT64)
+    return ((octave.constant(SIG_BITS) - octave) << _COST_BITS) - log

@@ -19,7 +19,7 @@ from flowarchive.adaptive.rows import (
     predict_rows,
     products,
 )
-from flowarchive.adaptive.solve import fade_and_solve
+from flowarchive.adaptive.solve import fade_and_solve, no_sums
 from flowarchive.lattice import BORDER, PHASES, Int32, phase_shape
 
 Int16 = NDArray[np.int16]
@@ -91,8 +91,8 @@ class LinearPredictor:
         self._defaults = np.ascontiguousarray(defaults, dtype=np.int32)
         self.weights = self._defaults.copy()
         self._sums = np.zeros((*slots, products(taps)), dtype=np.int64)
-        self._faded = np.zeros((LEVEL_GROUPS, products(taps), len(PHASES) * CLASSES))
-        self._batches = _Batches(taps)
+        self._faded = [no_sums(len(PHASES), products(taps)) for _ in range(LEVEL_GROUPS)]
+        self._batches = _Batches()
         self._levels: list[_Level] = []
         self._frame = 0
 
@@ -175,7 +175,7 @@ class DefaultFilters:
         slots = (LEVEL_GROUPS, len(PHASES), CLASSES)
         self._taps = taps
         self._sums = np.zeros((*slots, products(taps)), dtype=np.int64)
-        self._batches = _Batches(taps)
+        self._batches = _Batches()
         self._levels: list[_Level] = []
         self._frame = 0
 
@@ -195,9 +195,8 @@ class DefaultFilters:
         """Return the filters, int32 [LEVEL_GROUPS, 3, CLASSES, taps] in 2**-14."""
         filters = np.zeros((*self._sums.shape[:3], self._taps), dtype=np.int32)
         for group in range(LEVEL_GROUPS):
-            nothing = np.zeros((self._sums.shape[3], len(PHASES) * CLASSES))
             fade_and_solve(
-                nothing,
+                no_sums(len(PHASES), self._sums.shape[3]),
                 self._sums[group].copy(),
                 filters[group].copy(),
                 filters[group],
@@ -219,9 +218,9 @@ class _Level(NamedTuple):
 class _Batches:
     """Samples of a slot by class, waiting for enough of them to be multiplied."""
 
-    def __init__(self, taps: int) -> None:
-        """Make room for samples of so many features."""
-        self.features = np.empty((CLASSES, (taps + 1) * int(PITCH)), dtype=np.int16)
+    def __init__(self) -> None:
+        """Make room for samples."""
+        self.features = np.empty((CLASSES, BATCH * PITCH), dtype=np.int16)
         self.amounts = np.empty((CLASSES, BATCH), dtype=np.int16)
         self.filled = np.zeros(CLASSES, dtype=np.int64)
 

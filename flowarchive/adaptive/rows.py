@@ -7,11 +7,17 @@ may be added in any order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
 from flowarchive.lattice import BORDER, PHASES, Int32
+from flowarchive.loops import compiled
+from flowarchive.vectors import INT16, INT32, Value, has_vnni, lanes
 
 Int16 = NDArray[np.int16]
 Int64 = NDArray[np.int64]
@@ -59,11 +65,15 @@ _TWO = np.uint64(2)
 BATCH = 512
 # Samples of a row that are appended at a time.
 _SEGMENT = 128
-# From one row of a batch to the next. At powers of two they would drive each other out of the
-# cache.
-PITCH = np.uint64(BATCH + 32)
-# Batches are filled up with samples of no weight to a multiple of this: loops have no scalar rest.
-_LANES = 64
+# Features of a sample that are multiplied, with room to spare: three vectors of them.
+PITCH = 48
+_LANES = 16
+# A feature of one sample stands next to that of another, to be multiplied together.
+_PAIR = 2
+# Features that are multiplied with all others at a time.
+_ROWS = 8
+_OLD_ROWS = 2  # with fewer and smaller registers
+_SUMS, _PAIRS = lanes(INT32, _LANES), lanes(INT16, _PAIR * _LANES)
 
 
 def products(taps: int) -> int:
@@ -73,6 +83,15 @@ def products(taps: int) -> int:
     so on, those with the target last; and one more, of the weights.
     """
     return (taps + 1) * (taps + 2) // 2 + 1
+
+
+_LUMA_PRODUCTS = products(LUMA_TAPS)
+
+
+@compiled
+def _taps(size: int) -> int:
+    """Return of how many taps a class has so many sums."""
+    return LUMA_TAPS if size == _LUMA_PRODUCTS else CHROMA_TAPS
 
 
 @compiled
@@ -275,7 +294,7 @@ def add_rows(
 
     Args:
         sums: int64 [CLASSES, products]; see `products`.
-        batches: int16 [CLASSES, (taps + 1) * PITCH], samples that are not in the sums yet.
+        batches: int16 [CLASSES, BATCH * PITCH], samples that are not in the sums yet.
         amounts: int16 [CLASSES, BATCH], their weights.
         filled: int64 [CLASSES], how many they are.
         plane: As in `LinearPredictor.predict`, and so the rest.
@@ -292,7 +311,7 @@ def add_rows(
     """
     width = plane.shape[1]
     columns = (width - 2 * BORDER + 1 - _PARITY[phase, 1]) // 2
-    taps = batches.shape[1] // np.int64(PITCH) - 1
+    taps = _taps(sums.shape[1])
     p, a, b = plane.reshape(-1), ref1.reshape(-1), ref2.reshape(-1)
     l0, l1, l2 = luma.reshape(-1), luma1.reshape(-1), luma2.reshape(-1)
     features = np.empty((taps + 1) * columns, dtype=np.int16)
@@ -345,13 +364,13 @@ def _append(
         for edge in _WEIGHT_EDGES:
             halvings += spread[start + i] >= edge
         amounts[c, n] = 1 << (MOST_HALVINGS[c >> _TWO] - halvings)
-        place[i] = c * np.uint64(batches.shape[1]) + np.uint64(n)
+        place[i] = np.int64(c) * batches.shape[1] + (n // _PAIR * PITCH * _PAIR + n % _PAIR)
         filled[c] = n + 1
     end, of_tap = np.uint64(features.size), np.uint64(0)
     while start < end:
         for i in range(count):
             flat[place[i] + of_tap] = features[start + i]
-        of_tap += PITCH
+        of_tap += np.uint64(_PAIR)
         start += columns
 
 
@@ -368,25 +387,74 @@ def add_rest(sums: Int64, batches: Int16, amounts: Int16, filled: Int64) -> None
 @compiled
 def _add_products(sums: Int64, batch: Int16, amounts: Int16, count: int) -> None:
     """Add the weighted products of every two features of a batch of `count` samples."""
-    # What lies behind them from earlier counts nothing.
-    padded = (count + _LANES - 1) // _LANES * _LANES
-    amounts[count:padded] = 0
+    pairs = (count + 1) // _PAIR
+    if count % _PAIR > 0:
+        amounts[count] = 0  # What lies behind the samples from earlier counts nothing.
     for i in range(count):
         sums[-1] += amounts[i]
-    weighted = np.empty(BATCH, dtype=np.int16)
-    samples, pair, end = np.uint64(padded), np.uint64(0), np.uint64(batch.size)
-    a = np.uint64(0)
-    while a < end:
-        for i in range(samples):
-            weighted[i] = batch[a + i] * amounts[i]
-        b = np.uint64(0)
-        while b <= a:
-            # This shape of a loop becomes multiply-and-add instructions of 16-bit pairs.
-            total = np.int32(0)
-            for i in range(samples):
-                product = np.int32(np.int32(weighted[i]) * np.int32(batch[b + i]))
-                total = np.int32(total + product)
-            sums[pair] += total
-            pair += _ONE
-            b += PITCH
-        a += PITCH
+    weighted = np.empty(BATCH * PITCH, dtype=np.int16)
+    totals = np.empty((PITCH, PITCH), dtype=np.int32)
+    start, target = weighted.ctypes.data, totals.ctypes.data
+    _weigh(start, batch.ctypes.data, amounts.ctypes.data, pairs)  # type: ignore[call-arg]
+    features = _taps(sums.size) + 1
+    for a in range(0, features, _ROWS):
+        vectors = a // _LANES + 1
+        at = start + a * 4, batch.ctypes.data, pairs, target + a * PITCH * 4
+        if vectors == 1:
+            _multiply_1(*at)
+        elif vectors == 2:
+            _multiply_2(*at)
+        else:
+            _multiply_3(*at)
+    pair = 0
+    for a in range(features):
+        for b in range(a + 1):
+            sums[pair + b] += totals[a, b]
+        pair += a + 1
+
+
+@intrinsic
+def _weigh(typing: Any, out: Any, batch: Any, amounts: Any, pairs: Any) -> Any:
+    """Multiply the features of pairs of samples by their weights; the arguments are addresses."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out, batch, amounts, pairs = (Value(builder, value) for value in args)
+        with pairs.range() as i:
+            amount = (amounts + i * 4).load(INT32).spread(_LANES).bits(_PAIRS)
+            for n in range(PITCH // _LANES):
+                at = (i * (PITCH // _LANES) + n) * 64
+                (out + at).store((batch + at).load(_PAIRS) * amount)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), write
+
+
+def _multiplication(vectors: int) -> Any:
+    """Make what multiplies _ROWS features with those of some vectors."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, b, pairs, out = (Value(builder, value) for value in args)
+        zero = Value(builder, ir.Constant(_SUMS, [0] * _LANES))
+        many = _ROWS if has_vnni(context) else _OLD_ROWS
+        for first in range(0, _ROWS, many):
+            rows = range(first, first + many)
+            sums = [[zero.variable() for _ in range(vectors)] for _ in rows]
+            with pairs.range() as i:
+                here = i * (PITCH * 4)
+                others = [(b + here + 64 * n).load(_PAIRS) for n in range(vectors)]
+                for r, row in zip(rows, sums, strict=True):
+                    factor = (a + here + 4 * r).load(INT32).spread(_LANES).bits(_PAIRS)
+                    for total, other in zip(row, others, strict=True):
+                        total.set(total.get().plus_pair_products(factor, other, context))
+            for r, row in zip(rows, sums, strict=True):
+                for n, total in enumerate(row):
+                    (out + (r * PITCH + n * _LANES) * 4).store(total.get())
+        return context.get_dummy_value()
+
+    def multiply(typing: Any, a: Any, b: Any, pairs: Any, out: Any) -> Any:
+        return types.void(*[types.intp] * 4), write
+
+    return intrinsic(multiply)
+
+
+_multiply_1, _multiply_2, _multiply_3 = (_multiplication(n) for n in range(1, 4))

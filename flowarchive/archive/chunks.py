@@ -31,7 +31,7 @@ from flowarchive.frames import Frame, Plane, VideoFormat
 from flowarchive.models import Model
 
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate", "could not create a")
-SAMPLES_PER_LANE = 1 << 15
+SAMPLES_PER_LANE = 1 << 17  # a lane costs about six bytes
 MAX_LANES = 64
 CHUNK_BYTES = 2 << 20  # raw bytes of a chunk whose length nobody chose
 CHUNK_FRAMES = 256  # of small frames; more of them only where the chunk's own bytes would tell
@@ -42,7 +42,7 @@ SMALL_CHUNK_BYTES = 1 << 18
 PIXELWISE_SAMPLES = 1 << 13
 # Above these shares of repeated pixels coding without a model may win, and is sure to.
 PIXELWISE_HOPE, PIXELWISE_SURE = 0.6, 0.9
-BYTES_PER_DIGEST_BYTE = 1 << 11  # so that digests never add more than 0.05 % to raw frames
+BYTES_PER_DIGEST_BYTE = 1 << 12  # so that frames' digests never add more than 0.025 %
 
 
 def frames_per_chunk(
@@ -103,7 +103,7 @@ def encode_chunk(
     every = iter(tables)
     whole = tuple(next(every) if value is None else None for value in constants)
     digests = [frame.digest() for frame in frames]
-    digest_size = min(video_format.bytes_per_frame // BYTES_PER_DIGEST_BYTE, DIGEST_SIZE)
+    digest_size = _digest_size(len(payload), len(frames))
     chunk = Chunk(
         coding=coding,
         frame_count=len(frames),
@@ -275,6 +275,10 @@ def _lanes(samples: int) -> int:
     while lanes < MAX_LANES and 2 * lanes * SAMPLES_PER_LANE <= samples:
         lanes *= 2
     return lanes
+
+
+def _digest_size(payload: int, frames: int) -> int:
+    return min(payload // frames // BYTES_PER_DIGEST_BYTE, DIGEST_SIZE)
 
 
 def _little_endian(plane: Plane) -> bytes:

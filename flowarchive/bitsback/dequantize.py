@@ -22,16 +22,10 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowarchive.ans import (
-    Message,
-    compiled,
-    pop_lane,
-    pop_uniform_lane,
-    push_lane,
-    push_uniform_lane,
-)
+from flowarchive.ans import Message, pop_lane, pop_uniform_lane, push_lane, push_uniform_lane
 from flowarchive.bitsback.local import LocalCoder, Map
 from flowarchive.errors import InvalidInterval
+from flowarchive.loops import compiled
 
 Int64 = NDArray[np.int64]
 Uint32 = NDArray[np.uint32]

@@ -7,13 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowarchive.ans import (
-    MAX_RANGE,
-    Message,
-    compiled,
-    pop_uniform_lane,
-    push_uniform_lane,
-)
+from flowarchive.ans import MAX_RANGE, Message, pop_uniform_lane, push_uniform_lane
 from flowarchive.bitsback.normal import (
     MAX_CELLS,
     MEAN_BITS,
@@ -25,6 +19,7 @@ from flowarchive.bitsback.normal import (
 )
 from flowarchive.entropy.plain import find_piece
 from flowarchive.errors import InvalidInterval, MessageExhausted
+from flowarchive.loops import compiled
 
 Int64 = NDArray[np.int64]
 Uint32 = NDArray[np.uint32]

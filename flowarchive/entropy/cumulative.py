@@ -16,7 +16,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled, refill_row
+from flowarchive.ans import refill_row
+from flowarchive.loops import compiled
 
 MEAN_BITS = 8
 """Means are in 1/256 of a symbol step."""
@@ -49,8 +50,8 @@ _SUM_DROP = 6
 _SUM_BITS = SIG_BITS + WEIGHT_BITS - _SUM_DROP
 
 # A table entry and the difference to the next one share a 64-bit word, to be read at once.
-_DELTA_BITS = 20
-_DELTA_MASK = (1 << _DELTA_BITS) - 1
+DELTA_BITS = 20
+_DELTA_MASK = (1 << DELTA_BITS) - 1
 
 # The first guess of a search comes from a table of 2**10 quantiles, in units of 2**-10.
 _GUESS_BITS = 10
@@ -74,17 +75,19 @@ Whole = int | np.int64
 def sigmoid_table() -> Int32:
     """Return the frozen sigmoid, round(2**24 / (1 + exp(18 - i / 64))) for i in 0..2304.
 
-    Decimal arithmetic, correctly rounded, makes it the same everywhere; libm's exp would not.
+    Integers of 160 bits, correctly rounded, make it the same everywhere; libm's exp would not.
 
     Returns:
         int32 [2305], read-only.
     """
+    one = 1 << 160
     with localcontext() as context:
-        context.prec = 40
-        entries = [
-            round((1 << SIG_BITS) / (1 + (SIG_RANGE - Decimal(i) / SIG_STEPS).exp()))
-            for i in range(2 * SIG_RANGE * SIG_STEPS + 1)
-        ]
+        context.prec = 60
+        step, power = (round(one * Decimal(x).exp()) for x in (-1 / SIG_STEPS, SIG_RANGE))
+    entries = []
+    for _ in range(2 * SIG_RANGE * SIG_STEPS + 1):  # power is one * exp(18 - i / 64)
+        entries.append(((one << SIG_BITS + 1) // (one + power) + 1) >> 1)
+        power = power * step >> 160
     table = np.array(entries, dtype=np.int32)
     table.setflags(write=False)
     return table
@@ -98,7 +101,7 @@ def search_tables() -> tuple[Int64, Int64, Int64, Int64]:
     what it finds, so floats may make them.
     """
     sigmoid = sigmoid_table().astype(np.int64)
-    packed = (sigmoid[:-1] << _DELTA_BITS) | np.diff(sigmoid)
+    packed = (sigmoid[:-1] << DELTA_BITS) | np.diff(sigmoid)
     arguments = (np.arange(sigmoid.size) - SIG_RANGE * SIG_STEPS) * (1024 // SIG_STEPS)
     middles = (np.arange(1 << _GUESS_BITS) + 0.5) * 2.0 ** (SIG_BITS - _GUESS_BITS)
     quantiles = np.rint(np.interp(middles, sigmoid, arguments)).astype(np.int64)
@@ -114,7 +117,7 @@ def interpolate_sigmoid(distance: Whole, reciprocal: Whole, shift: Whole, packed
     argument = min(max(argument, -_LIMIT), _LIMIT - 1) + _LIMIT
     # Unsigned indices spare numba's test for negative ones; these lie in 0..2303.
     pair: np.int64 = packed[np.uint64(argument >> _STEP_BITS)]
-    return (pair >> _DELTA_BITS) + (((pair & _DELTA_MASK) * (argument & _STEP_MASK)) >> _STEP_BITS)
+    return (pair >> DELTA_BITS) + (((pair & _DELTA_MASK) * (argument & _STEP_MASK)) >> _STEP_BITS)
 
 
 # Why 64 signed bits hold everything, with |z| <= 2**20, any int32 mean, any precision to 31:

@@ -7,9 +7,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowarchive.ans import MAX_PRECISION, MAX_RANGE, Message, compiled, refill_row
+from flowarchive.ans import MAX_PRECISION, MAX_RANGE, Message, refill_row
 from flowarchive.entropy.cumulative import Int32, Int64, Uint32, Uint64, Whole
 from flowarchive.errors import InvalidInterval
+from flowarchive.loops import compiled
 
 
 class Uniform:

@@ -1,104 +1,161 @@
-"""The networks that steer a phase's couplings, in bytes.
+"""The layers of a phase's flow, and what they know of the phase, in bytes.
 
-A phase's samples are cut into squares of 2 x 2, whose four *parts* are
+    the phase's state, a square's four side by side -> 1x1 -> context -> layer, layer, ...
+                                                              context -> 1x1 -> tilts
 
-    0 1
-    2 3
-
-Each coupling moves some parts, steered by the others, which stay, and by what the phase's own
-network knows:
-
-    the phase's state, a square's four side by side -> 1x1 -> context
-    parts that stay, context -> 3x3 -> [+ 1x1] -> with the parts -> 1x1 -> a shift and a scale for
-                                                                    each part that moves
-
-Here are the integers that code; `train.couplings` has the networks they are frozen from.
-
-References:
-    Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, arXiv:1605.08803.
+Layers are those of `flows.layers`; three affine couplings where a config names none. Tilts, if
+there are any, say which way a sample's place in its interval leans. Here are the integers that
+code; `train.couplings` has what they are frozen from.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import int8
-from flowarchive.flows.maps import SCALE_MAX, SHIFT_MAX, cells
+from flowarchive.bitsback import TILT_MAX
+from flowarchive.flows.layers import PARTS, Coupling, Layer, Mix, Norm, parameter_count, part_of
 from flowarchive.flows.phases import Layout, Tensors, layer_of, layout_of
 from flowarchive.int8 import Bytes
 
 Int64 = NDArray[np.int64]
 
-PARTS = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""Row and column of each part in its square."""
+MAX_LAYERS = 16
+MAX_COMPONENTS = 8
 
-MOVED = ((1, 2), (3,), (0,))
-"""The parts that each coupling moves, in the order in which an encoder takes them."""
 
-SEEN_BITS = 4
-"""Networks see parts in steps of 1/16."""
+class LayerShape(NamedTuple):
+    """Which layer one is.
 
-SHIFT_BITS = 8
-"""Networks give shifts in 1/256."""
+    Attributes:
+        kind: "norm", "mix" or "coupling".
+        moved: Of a coupling, the parts it moves, ascending.
+        components: Of a coupling, K of its maps' mixtures; 0 where they are affine.
+        order: Of a mix, of the parts.
+    """
+
+    kind: str
+    moved: tuple[int, ...] = ()
+    components: int = 0
+    order: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, table: dict[str, Any]) -> LayerShape:
+        """Read one from a config; ValueError or TypeError where it is none."""
+        shape = cls(**table)
+        shape = shape._replace(moved=tuple(shape.moved), order=tuple(shape.order))
+        plain = cls(shape.kind)
+        parts = set(range(len(PARTS)))
+        good = {
+            "norm": shape == plain,
+            "mix": shape == plain._replace(order=shape.order) and set(shape.order) == parts,
+            "coupling": not shape.order and bool(shape.moved) and set(shape.moved) <= parts,
+        }
+        whole = all(type(n) is int for n in (*shape.moved, *shape.order, shape.components))
+        if not (whole and good[shape.kind] and 0 <= shape.components <= MAX_COMPONENTS):
+            raise ValueError(f"{table} is no layer of a flow")
+        for numbers in (shape.moved, tuple(sorted(shape.order))):
+            if list(numbers) != sorted(set(numbers)):
+                raise ValueError(f"{table} names a part twice, or not in order")
+        return shape
+
+
+AFFINE = tuple(LayerShape("coupling", moved) for moved in ((1, 2), (3,), (0,)))
 
 
 class CouplingShape(NamedTuple):
-    """What the networks of a phase's couplings are built like.
+    """What the layers of a phase's flow are built like.
 
     Attributes:
         state: Channels of the phase's state.
         context: Channels that are made of a square's states.
         width: Channels of the hidden layers.
+        layers: In the order in which an encoder takes them.
+        tilted: Whether places in intervals lean.
     """
 
     state: int
     context: int
     width: int
+    layers: tuple[LayerShape, ...] = AFFINE
+    tilted: bool = False
 
     def weights(self) -> dict[str, tuple[int, int, int, int]]:
-        """The shape of every layer's weights, by the layer's name."""
+        """The shape of every convolution's weights, by its name."""
         parts, width = len(PARTS), self.width
         found = {"context": (self.context, parts * self.state, 1, 1)}
-        for n, moved in enumerate(MOVED):
-            found[f"begin.{n}"] = width, parts + self.context, 3, 3
-            found[f"block.{n}"] = width, width, 1, 1
-            found[f"head.{n}"] = 2 * len(moved), width + parts, 1, 1
+        for n, layer in enumerate(self.layers):
+            if layer.kind == "coupling":
+                outputs = parameter_count(layer.components) * len(layer.moved)
+                found[f"begin.{n}"] = width, parts + self.context, 3, 3
+                found[f"block.{n}"] = width, width, 1, 1
+                found[f"head.{n}"] = outputs, width + parts, 1, 1
+        if self.tilted:
+            found["head.tilt"] = parts, self.context, 1, 1
         return found
 
     def layout(self, prefix: str) -> Layout:
-        """The tensors of these networks, whose names begin with `prefix`."""
-        return layout_of(self.weights(), prefix)
+        """The tensors of these layers, whose names begin with `prefix`."""
+        parts = len(PARTS)
+        found = layout_of(self.weights(), prefix)
+        short, byte = np.dtype(np.int16), np.dtype(np.int8)
+        for n, layer in enumerate(self.layers):
+            if layer.kind == "norm":
+                found[f"{prefix}norm.{n}.shift"] = short, (parts,)
+                found[f"{prefix}norm.{n}.scale"] = byte, (parts,)
+            elif layer.kind == "mix":
+                found[f"{prefix}mix.{n}.lower"] = short, (parts, parts)
+                found[f"{prefix}mix.{n}.upper"] = short, (parts, parts)
+                found[f"{prefix}mix.{n}.scale"] = byte, (parts,)
+        return found
 
     def macs(self) -> int:
-        """Multiplications for one square."""
+        """Multiplications of the networks for one square."""
         return sum(int(np.prod(shape)) for shape in self.weights().values())
 
 
 class Couplings:
-    """The networks of one phase's couplings.
+    """The layers of one phase's flow.
+
+    Attributes:
+        shape: What they are built like.
+        layers: In the order in which an encoder takes them.
 
     Args:
-        shape: What they are built like.
+        shape: See above.
         tensors: What `CouplingShape.layout` names.
         prefix: What the names begin with.
 
     Raises:
-        NotReproducible: A layer's sums may be too large.
+        NotReproducible: A convolution's sums may be too large.
         ModelError: An integer is out of its range.
     """
 
     def __init__(self, shape: CouplingShape, tensors: Tensors, prefix: str) -> None:
-        def layer(name: str, first: int | None = None) -> int8.Convolution:
+        def convolution(name: str, first: int | None = None) -> int8.Convolution:
             return int8.Convolution(*layer_of(tensors, prefix + name), first)
 
+        def layer(n: int, shape_: LayerShape) -> Layer:
+            if shape_.kind == "norm":
+                return Norm(*(tensors[f"{prefix}norm.{n}.{part}"] for part in ("shift", "scale")))
+            if shape_.kind == "mix":
+                names = ("lower", "upper", "scale")
+                constants = (tensors[f"{prefix}mix.{n}.{name}"] for name in names)
+                return Mix(shape_.order, *constants)
+            layers = (
+                convolution(f"begin.{n}", len(PARTS)),
+                convolution(f"block.{n}"),
+                convolution(f"head.{n}", shape.width),
+            )
+            return Coupling(shape_.moved, shape_.components, layers)
+
         self.shape = shape
-        self._context = layer("context")
-        self._begin = [layer(f"begin.{n}", len(PARTS)) for n in range(len(MOVED))]
-        self._block = [layer(f"block.{n}") for n in range(len(MOVED))]
-        self._head = [layer(f"head.{n}", shape.width) for n in range(len(MOVED))]
+        self._context = convolution("context")
+        self.layers = tuple(layer(n, kind) for n, kind in enumerate(shape.layers))
+        self._tilt = convolution("head.tilt") if shape.tilted else None
 
     def around(self, states: Bytes) -> Surroundings:
         """Return what a flow has to know of a phase with such states."""
@@ -120,43 +177,23 @@ class Couplings:
             at[..., n * size : (n + 1) * size] = part
         return self._context.to_bytes((squares,))
 
-    def steer(self, n: int, y: Int64, context: Bytes, fineness: int) -> tuple[Int64, Int64]:
-        """Return how the n-th coupling moves its parts.
-
-        Args:
-            n: 0..2.
-            y: The phase's samples on the flow's grid, int64 [N, rows, columns].
-            context: See `context`.
-            fineness: Of the flow's grid.
-
-        Returns:
-            Shifts in cells and scale indices, as `maps.Affine` takes them, int64 [moved, N, h, w]
-            each, for whole squares.
-        """
-        count, h, w = context.shape[0], context.shape[1] - 2, context.shape[2] - 2
-        seen = int8.grid(count, h, w, len(PARTS))
-        seen[:] = int8.ZERO
-        for part, (row, column) in enumerate(PARTS):
-            if part in MOVED[n]:
-                continue
-            steps = (y[:, row::2, column::2] - cells(fineness) // 2) >> (fineness - SEEN_BITS)
-            at = int8.inside(seen)[:, : steps.shape[1], : steps.shape[2], part]
-            at[:] = np.clip(steps, -int8.MOST, int8.MOST) + int8.ZERO
-        state = self._begin[n].to_bytes((seen, context))
-        state = self._block[n].to_bytes((state,), state)
-        out = int8.inside(self._head[n].to_shorts((state, seen))).transpose(3, 0, 1, 2)
-        moved = len(MOVED[n])
-        shifts = (out[:moved].astype(np.int64) << fineness) >> SHIFT_BITS
-        most = SHIFT_MAX << fineness
-        scales = out[moved : 2 * moved].astype(np.int64)
-        return np.clip(shifts, -most, most), np.clip(scales, -SCALE_MAX, SCALE_MAX)
+    def tilts(self, context: Bytes, shape: tuple[int, int, int]) -> Int64 | None:
+        """Return how places lean, int64 [N, rows, columns] in -8..8; None where none does."""
+        if self._tilt is None:
+            return None
+        out = int8.inside(self._tilt.to_shorts((context,))).astype(np.int64)
+        tilts = np.empty(shape, dtype=np.int64)
+        for n in range(len(PARTS)):
+            part = part_of(tilts, n)
+            part[:] = out[:, : part.shape[1], : part.shape[2], n].clip(-TILT_MAX, TILT_MAX)
+        return tilts
 
 
 class Surroundings(NamedTuple):
     """What a phase's network knows of it, for its flow.
 
     Attributes:
-        couplings: The phase's networks.
+        couplings: The flow's layers.
         states: Bytes [N, rows, columns, C or more].
     """
 
@@ -174,7 +211,7 @@ class Steering(NamedTuple):
     """What steers the flow of a phase.
 
     Attributes:
-        couplings: The phase's networks.
+        couplings: The flow's layers.
         context: What they make of the phase's states.
         shape: (planes, rows, columns) of the phase.
     """

@@ -21,11 +21,12 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowarchive.ans import Message, compiled
+from flowarchive.ans import Message
 from flowarchive.bitsback import Segments
 from flowarchive.entropy import WEIGHT_BITS, Table
 from flowarchive.entropy.cumulative import RECIPROCALS, interpolate_sigmoid, search_tables
 from flowarchive.entropy.plain import find_piece
+from flowarchive.loops import compiled
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]

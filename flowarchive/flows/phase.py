@@ -5,7 +5,7 @@
     u in [0, 2**precision), by the mixture's cumulative, which is Flow++'s map
         |  logit
     y on the flow's grid
-        |  couplings, which see the other parts of each square and the phase's state
+        |  layers, couplings mostly, which see the other parts of squares and the phase's state
     y
         |  a logistic base
     bits
@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from flowarchive.ans import Message
 from flowarchive.bitsback import Dequantizer, Find, LocalCoder, Segments
-from flowarchive.flows.couplings import MOVED, PARTS, Steering
-from flowarchive.flows.maps import Affine, Base, Logit
+from flowarchive.flows.couplings import Steering
+from flowarchive.flows.layers import Step, part_of
+from flowarchive.flows.maps import Base, Logit
 
 Int64 = NDArray[np.int64]
 
@@ -75,18 +76,15 @@ class PhaseFlow:
         Raises:
             MessageExhausted: The message holds too few bits.
         """
-        popped = float(np.log2(freq).sum())
-        y = self._dequantizer.forward(message, self._coder, start, freq).reshape(steering.shape)
+        tilts, held = _tilts(steering), message.bits
+        y = self._dequantizer.forward(message, self._coder, start, freq, tilts)
         lowest = message.bits
-        ideal = _shrinks(self._logit.segments_of(y.reshape(-1))) - popped
-        for n in range(len(MOVED)):
-            for part, map in self._maps(n, y, steering):
-                values = part.reshape(-1)
-                ideal += _shrinks(map.segments(values))
-                part[:] = self._coder.forward(message, values, map).reshape(part.shape)
-            lowest = min(lowest, message.bits)
-        self._base.push(message, y.reshape(-1))
-        return Cost(ideal + self._base.bits(y.reshape(-1)), popped, lowest)
+        shrinks = _shrinks(self._logit.segments_of(y))
+        popped = float(np.log2(freq).sum()) if tilts is None else held - lowest + shrinks
+        cost, least = self.forward(message, y.reshape(steering.shape), steering)
+        self._base.push(message, y)
+        ideal = shrinks - popped + cost + self._base.bits(y)
+        return Cost(ideal, popped, min(lowest, least))
 
     def pop(self, message: Message, find: Find, steering: Steering) -> None:
         """Undo `push`.
@@ -99,23 +97,47 @@ class PhaseFlow:
         Raises:
             MessageExhausted: The message holds too few bits.
         """
-        y = self._base.pop(message, int(np.prod(steering.shape))).reshape(steering.shape)
-        for n in reversed(range(len(MOVED))):
-            for part, map in reversed(self._maps(n, y, steering)):
-                part[:] = self._coder.inverse(message, part.reshape(-1), map).reshape(part.shape)
-        self._dequantizer.inverse(message, self._coder, y.reshape(-1), find)
+        y = self._base.pop(message, int(np.prod(steering.shape)))
+        self.inverse(message, y.reshape(steering.shape), steering)
+        self._dequantizer.inverse(message, self._coder, y, find, _tilts(steering))
 
-    def _maps(self, n: int, y: Int64, steering: Steering) -> list[tuple[Int64, Affine]]:
-        """The parts of y that the n-th coupling moves, and their maps."""
-        shifts, scales = steering.couplings.steer(n, y, steering.context, self._fineness)
-        found = []
-        for number, shift, scale in zip(MOVED[n], shifts, scales, strict=True):
-            row, column = PARTS[number]
-            part = y[:, row::2, column::2]
-            _, h, w = part.shape
-            shift, scale = (np.ascontiguousarray(a[:, :h, :w]).reshape(-1) for a in (shift, scale))
-            found.append((part, Affine(shift, scale, self._fineness)))
-        return found
+    def forward(self, message: Message, y: Int64, steering: Steering) -> tuple[float, float]:
+        """Move samples by every layer.
+
+        Args:
+            message: See `push`.
+            y: On the flow's grid, int64 [N, rows, columns]; moved in place.
+            steering: See `push`.
+
+        Returns:
+            -log2 of the derivatives, and the message's least height on the way.
+        """
+        bits, lowest = 0.0, message.bits
+        for step in _steps(steering):
+            for part, map in step.maps(y, steering.context, self._fineness):
+                place = part_of(y, part)
+                values = place.reshape(-1)
+                bits += _shrinks(map.segments(values))
+                place[:] = self._coder.forward(message, values, map).reshape(place.shape)
+            lowest = min(lowest, message.bits)
+        return bits, lowest
+
+    def inverse(self, message: Message, y: Int64, steering: Steering) -> None:
+        """Undo `forward`, also what it did to the message."""
+        for step in reversed(_steps(steering)):
+            for part, map in reversed(step.maps(y, steering.context, self._fineness)):
+                place = part_of(y, part)
+                moved = self._coder.inverse(message, place.reshape(-1), map)
+                place[:] = moved.reshape(place.shape)
+
+
+def _steps(steering: Steering) -> list[Step]:
+    return [step for layer in steering.couplings.layers for step in layer.steps]
+
+
+def _tilts(steering: Steering) -> Int64 | None:
+    tilts = steering.couplings.tilts(steering.context, steering.shape)
+    return None if tilts is None else tilts.reshape(-1)
 
 
 def _shrinks(pieces: Segments) -> float:

@@ -26,9 +26,11 @@ from flowarchive.codec import Intervals, Reader, Recorder, find_intervals
 from flowarchive.entropy import LogisticMixture, Table
 from flowarchive.errors import MessageExhausted, ModelError
 from flowarchive.flows.couplings import (
-    MOVED,
+    AFFINE,
+    MAX_LAYERS,
     Couplings,
     CouplingShape,
+    LayerShape,
     Steering,
     Surroundings,
 )
@@ -57,7 +59,8 @@ class ChainModel(VideoModel):
 
     Args:
         config: "video" is a config of `VideoModel`; "flow" is {"context", "width", "fineness"}, of
-            the couplings' networks and of the flows' grid.
+            the couplings' networks and of the flows' grid, and may have "layers", tables as
+            `flows.couplings.LayerShape` reads them, and "tilted".
         tensors: What `layout` names.
 
     Raises:
@@ -113,9 +116,11 @@ class ChainModel(VideoModel):
             numbers = noise(side * side * (channels + 1)).reshape(side, side, channels + 1)[None]
             context = couplings.context((numbers[..., 1:] % 128 + int8.ZERO).astype(np.uint8))
             y = numbers[..., 0] % (2 * RANGE << bits)
-            for n in range(len(MOVED)):
-                for values in couplings.steer(n, y, context, bits):
-                    digest.update(values.astype("<i8").tobytes())
+            for layer in couplings.layers:
+                digest.update(layer.answer(y, context, bits).astype("<i8").tobytes())
+            tilts = couplings.tilts(context, y.shape)
+            if tilts is not None:
+                digest.update(tilts.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -155,16 +160,24 @@ class _Phase:
 
     def _push_flow(self, message: Message, account: Account, frame: int) -> int:
         """Push the phase by its flow where that is shorter and there are the bits it needs."""
-        trial = message.copy()
         start, freq, _ = self._intervals
-        try:
-            cost = self._flow.push(trial, start, freq, self._steering)
-        except MessageExhausted:
-            return _BY_MIXTURE
+        # What lies deeper than a phase can reach is not copied for every one of them.
+        words = 2 * freq.size + message.lanes
+        while True:
+            trial = message.copy(words)
+            held = trial.bits
+            try:
+                cost = self._flow.push(trial, start, freq, self._steering)
+                break
+            except MessageExhausted:
+                if words >= message.size:
+                    return _BY_MIXTURE
+                words *= 2
         if cost.ideal > self._intervals.ideal - LEAST_GAIN:
             return _BY_MIXTURE
-        message.become(trial)
-        account.bits_back(frame, message.bits, cost.ideal, cost.popped, cost.lowest)
+        lowest = message.bits - held + cost.lowest
+        message.take_over(trial, words)
+        account.bits_back(frame, message.bits, cost.ideal, cost.popped, lowest)
         return _BY_FLOW
 
 
@@ -222,7 +235,7 @@ def coupling_shapes(config: dict[str, Any]) -> dict[str, CouplingShape]:
         if set(config) != {"video", "flow"}:
             raise ValueError(f"a table holds {sorted(config)}, not ['flow', 'video']")
         flow = config["flow"]
-        if set(flow) != {"context", "width", "fineness"}:
+        if set(flow) - {"layers", "tilted"} != {"context", "width", "fineness"}:
             raise ValueError(f"a table holds {sorted(flow)}")
         for name, least, most in (
             ("context", 1, 256),
@@ -231,8 +244,13 @@ def coupling_shapes(config: dict[str, Any]) -> dict[str, CouplingShape]:
         ):
             if type(flow[name]) is not int or not least <= flow[name] <= most:
                 raise ValueError(f"{name} is {flow[name]!r}, not in {least}..{most}")
+        layers, tilted = AFFINE, flow.get("tilted", False)
+        if "layers" in flow:
+            layers = tuple(map(LayerShape.read, flow["layers"]))
+        if type(tilted) is not bool or not 1 <= len(layers) <= MAX_LAYERS:
+            raise ValueError(f"{len(layers)} layers, tilted {tilted!r}")
         return {
-            name: CouplingShape(nets[0].width, flow["context"], flow["width"])
+            name: CouplingShape(nets[0].width, flow["context"], flow["width"], layers, tilted)
             for name, nets in net_shapes(config["video"]).items()
         }
     except (KeyError, TypeError, ValueError) as error:

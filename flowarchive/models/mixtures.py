@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive.adaptive.correction import BUCKET_BITS
-from flowarchive.ans import compiled
 from flowarchive.entropy import SCALE_COUNT, SCALES_PER_OCTAVE, WEIGHT_BITS
 from flowarchive.int8 import Int16
+from flowarchive.loops import compiled
 
 Int32 = NDArray[np.int32]
 

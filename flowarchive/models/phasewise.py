@@ -57,9 +57,10 @@ class Walk:
 
     def map(self, function: Callable[[_P], _R], parts: Sequence[_P]) -> list[_R]:
         """Apply a function to every part."""
-        if self.executor is None or len(parts) == 1:
+        if self.executor is None:
             return [function(part) for part in parts]
-        return list(self.executor.map(function, parts))
+        others = [self.executor.submit(function, part) for part in parts[1:]]
+        return [function(parts[0]), *(other.result() for other in others)]
 
     def start(self, function: Callable[..., _R], *arguments: Any) -> Future[_R]:
         """Call a function, in another thread where there is one."""

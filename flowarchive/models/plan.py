@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import motion, planes
-from flowarchive.ans import compiled
+from flowarchive.loops import compiled
 from flowarchive.models.form import MAX_SHIFT
 
 Int32 = NDArray[np.int32]

@@ -382,5 +382,6 @@ def _threads(count: int) -> Iterator[Executor | None]:
     if count == 1:
         yield None
         return
-    with ThreadPoolExecutor(count, "flowarchive-part") as executor:
+    # The caller takes a part itself, so that two are left for what goes on beside the walk.
+    with ThreadPoolExecutor(count + 1, "flowarchive-part") as executor:
         yield executor

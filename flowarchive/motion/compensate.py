@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
+from flowarchive.loops import compiled
 from flowarchive.motion.field import BLOCK, Field, check_field
 
 Int32 = NDArray[np.int32]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled, refill_row
+from flowarchive.ans import refill_row
+from flowarchive.loops import compiled
 from flowarchive.motion.field import MAX_VECTOR, Field
 
 Int32 = NDArray[np.int32]

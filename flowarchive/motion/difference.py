@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
+from flowarchive.loops import compiled
 
 SIDE = 8
 """Rows and columns of a block."""

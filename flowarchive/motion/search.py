@@ -9,10 +9,12 @@ vector what the model would ask for it at the start of the frame.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
+from flowarchive.loops import compiled
 from flowarchive.motion.decisions import (
     CLASS,
     CLASSES,
@@ -49,6 +51,9 @@ _STARTS = 3
 """Vectors that the middle search gives for a unit: of separate minima."""
 
 _FAR = 1e30
+
+_NOTHING = 1 << 40
+"""No vector."""
 
 _TRIES = 5 + 1 + 3 + 1 + _STARTS + 4
 """Vectors that are tried for a unit: around it, none, of the hints, and of the first looks."""
@@ -89,8 +94,8 @@ def search(
     starts = np.zeros((*units, 1 + _STARTS + 4, 2), dtype=np.int16)
     _search_coarse(current.coarse, reference.coarse, starts)
     _search_middle(current.middle, reference.middle, expected, starts)
-    prices = _prices(VectorModel() if model is None else model)
-    _search(current.phases[0], reference.phases, expected, starts, _RATES, *prices, field)
+    bits, lengths = _new_lengths() if model is None else _lengths(model)
+    _search(current.phases[0], reference.phases, expected, starts, _RATES, bits, lengths, field)
     return field
 
 
@@ -117,6 +122,28 @@ def _prices(model: VectorModel) -> tuple[Float32, Float32]:
         bits.astype(np.float32),
         np.ascontiguousarray(magnitudes.reshape(2 * SPREADS, 2 * CLASSES), dtype=np.float32),
     )
+
+
+def _lengths(model: VectorModel) -> tuple[Float32, Float32]:
+    """Return the bits of decisions, and of each length, [2 * 10, 2 * MAX_VECTOR + 1].
+
+    Of the two rows of each component and spread, the second is for where dy is zero.
+    """
+    bits, magnitudes = _prices(model)
+    length = np.arange(1, 2 * MAX_VECTOR + 1)
+    level = np.frexp(length)[1] - 1
+    column = 2 * level + (length >> np.maximum(level - 1, 0) & 1) * (level > 0)
+    zeros = bits[ZERO : ZERO + 4 * SPREADS]
+    found = np.empty((4 * SPREADS, 2 * MAX_VECTOR + 1), dtype=np.float32)
+    found[:, 0] = zeros[:, 0]
+    found[:, 1:] = zeros[:, 1:] + magnitudes.repeat(2, axis=0)[:, column]
+    return bits, found
+
+
+@cache
+def _new_lengths() -> tuple[Float32, Float32]:
+    """Return `_lengths` of a model that has learned nothing."""
+    return _lengths(VectorModel())
 
 
 @compiled
@@ -205,44 +232,48 @@ def _block_bits(
 
 
 @compiled
+def _pack(dy: int, dx: int) -> int:
+    """Return one number for a vector."""
+    return (dy << 16) ^ (dx & 0xFFFF)
+
+
+@compiled
 def _price_candidates(
-    near: Int64, contexts: Int64, bits: Float32, magnitudes: Float32, prices: Float64
+    near: Int64, contexts: Int64, bits: Float32, known: Int64, prices: Float64
 ) -> None:
-    """Fill in what each candidate costs, and last what refusing all of them does."""
+    """Fill in what `_vector_bits` asks of what lies around a block.
+
+    Args:
+        near: See `look_around`.
+        contexts: See `look_around`.
+        bits: See `_prices`.
+        known: int64 [6]: takes the candidates, nothing for those that were there before, and for
+            each component the row of `lengths`.
+        prices: float64 [5]: takes what each candidate costs, and last what refusing all does.
+    """
     refused = 0.0
     for m in range(4):
-        prices[m] = _FAR
+        known[m] = _NOTHING
         if not is_repeated(near, m):
+            known[m] = _pack(near[m, 0], near[m, 1])
             prices[m] = refused + bits[contexts[m], 0]
             refused += bits[contexts[m], 1]
     prices[4] = refused
+    for k in range(2):
+        known[4 + k] = 2 * (k * SPREADS + spread_class(near, k))
 
 
 @compiled
 def _vector_bits(
-    dy: int, dx: int, near: Int64, prices: Float64, bits: Float32, magnitudes: Float32
+    dy: int, dx: int, near: Int64, known: Int64, prices: Float64, lengths: Float32
 ) -> float:
-    """Return the bits of a vector."""
-    for m in range(4):
-        if near[m, 0] == dy and near[m, 1] == dx and prices[m] < _FAR:
-            return float(prices[m])
-    total = float(prices[4])
-    still = 0
-    for k in range(2):
-        difference = (dx if k else dy) - near[4, k]
-        row = k * SPREADS + spread_class(near, k)
-        context = ZERO + row * 2 + still
-        if difference == 0:
-            total += bits[context, 0]
-            still = 1
-        else:
-            magnitude = abs(difference)
-            level = 0
-            while magnitude >> (level + 1) != 0:
-                level += 1
-            second = (magnitude >> (level - 1)) & 1 if level else 0
-            total += bits[context, 1] + magnitudes[row, 2 * level + second]
-    return total
+    """Return the bits of a vector; without branches, which nobody could predict."""
+    away_y, away_x = abs(dy - near[4, 0]), abs(dx - near[4, 1])
+    total = prices[4] + lengths[known[4], away_y] + lengths[known[5] + (away_y == 0), away_x]
+    packed = _pack(dy, dx)
+    for m in range(3, -1, -1):
+        total = prices[m] if known[m] == packed else total
+    return float(total)
 
 
 @compiled
@@ -253,12 +284,13 @@ def _search(
     starts: Int16,
     rates: Float32,
     bits: Float32,
-    magnitudes: Float32,
+    lengths: Float32,
     field: Field,
 ) -> None:
     rows, columns, _ = field.shape
     near = np.zeros((5, 2), dtype=np.int64)
     contexts = np.zeros(4, dtype=np.int64)
+    known = np.zeros(6, dtype=np.int64)
     prices = np.zeros(5, dtype=np.float64)
     tries = np.zeros((_TRIES, 2), dtype=np.int64)
     part = np.zeros(4, dtype=np.float64)
@@ -269,7 +301,7 @@ def _search(
             y = MARGIN + 8 * i
             x = MARGIN + 8 * j
             look_around(field, hints, i, j, 2, near, contexts)
-            _price_candidates(near, contexts, bits, magnitudes, prices)
+            _price_candidates(near, contexts, bits, known, prices)
             tries[:5] = near
             tries[5] = 0
             for t in range(3):
@@ -297,7 +329,7 @@ def _search(
                     dx = cx + step * _MOVES[move, 1]
                 move += 1
                 if max(abs(dy), abs(dx)) <= MAX_VECTOR:
-                    total = _vector_bits(dy, dx, near, prices, bits, magnitudes)
+                    total = _vector_bits(dy, dx, near, known, prices, lengths)
                     for k in range(4):
                         if i + (k >> 1) < rows and j + (k & 1) < columns:
                             part[k] = _block_bits(
@@ -325,9 +357,9 @@ def _search(
             _fill(field, i, j, by, bx)
             if rows - i > 1 or columns - j > 1:
                 _split(
-                    current, phases, hints, rates, bits, magnitudes, field, i, j,
+                    current, phases, hints, rates, bits, lengths, field, i, j,
                     best + bits[context, 1], float(bits[context, 0]), chosen,
-                    near, contexts, prices,
+                    near, contexts, known, prices,
                 )  # fmt: skip
 
 
@@ -346,7 +378,7 @@ def _split(
     hints: Field,
     rates: Float32,
     bits: Float32,
-    magnitudes: Float32,
+    lengths: Float32,
     field: Field,
     i: int,
     j: int,
@@ -355,6 +387,7 @@ def _split(
     chosen: Int64,
     near: Int64,
     contexts: Int64,
+    known: Int64,
     prices: Float64,
 ) -> None:
     """Give the blocks of a unit their own vectors where that is cheaper than `whole`."""
@@ -369,7 +402,7 @@ def _split(
         y = MARGIN + 8 * r
         x = MARGIN + 8 * c
         look_around(field, hints, r, c, 1, near, contexts)
-        _price_candidates(near, contexts, bits, magnitudes, prices)
+        _price_candidates(near, contexts, bits, known, prices)
         best = _FAR
         by = 0
         bx = 0
@@ -393,7 +426,7 @@ def _split(
                 dx = chosen[k, 1]
             move += 1
             if max(abs(dy), abs(dx)) <= MAX_VECTOR:
-                cost = _vector_bits(dy, dx, near, prices, bits, magnitudes)
+                cost = _vector_bits(dy, dx, near, known, prices, lengths)
                 cost += _block_bits(current, phases, rates, y, x, dy, dx)
                 if cost < best:
                     best = cost

@@ -26,8 +26,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from flowarchive.ans import compiled
 from flowarchive.entropy.cumulative import SIG_BITS, SIG_RANGE, SIG_STEPS, sigmoid_table
+from flowarchive.loops import compiled
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]

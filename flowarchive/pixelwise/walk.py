@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowarchive.ans import compiled
+from flowarchive.loops import compiled
 from flowarchive.pixelwise.decisions import (
     AT,
     CONTEXTS,

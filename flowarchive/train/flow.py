@@ -8,9 +8,10 @@ are the loss, so that couplings that do nothing stand at zero.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ from flowarchive.ans import Message
 from flowarchive.codec import Recorder
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import InputError
-from flowarchive.flows.couplings import PARTS, Couplings, Surroundings
-from flowarchive.flows.twins import gain_bits
+from flowarchive.flows.couplings import Couplings, Surroundings
+from flowarchive.flows.layers import PARTS
+from flowarchive.flows.twins import dequantize, gain_bits
 from flowarchive.int8 import ZERO, Bytes
 from flowarchive.models.chain import ChainModel
 from flowarchive.train.config import PartConfig
-from flowarchive.train.couplings import ChainTwin
+from flowarchive.train.couplings import ChainTwin, FlowTwin
 from flowarchive.train.data import Clip, load_clip
 from flowarchive.train.twins import frozen_tensors
 
@@ -38,8 +40,8 @@ FRAMES = 6
 """Frames of a walk; the predictors have learned from the first of them."""
 
 PIECES_PER_CLIP = 4
-NEAREST = 1e-7
-"""How near to 0 or 1 a place may be."""
+PRECISION = 24
+"""Of mixtures at 8 bits."""
 
 
 class Example(NamedTuple):
@@ -62,18 +64,22 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Crops of one phase, ready for its couplings.
+    """Crops of one phase, ready for its flow.
 
     Attributes:
-        name: Of the networks the couplings go with.
+        name: Of the networks the flow goes with.
         phase: Which of their phases.
-        y: Parts of squares, float32 [B, 4, h, w].
+        start: Left ends of the intervals of squares' parts, float64 [B, 4, h, w] in [0, 1).
+        width: Of the intervals, alike.
+        noise: Places in them, alike.
         states: Of the parts side by side, float32 [B, 4 * C, h, w].
     """
 
     name: str
     phase: int
-    y: Tensor
+    start: Tensor
+    width: Tensor
+    noise: Tensor
     states: Tensor
 
 
@@ -117,6 +123,12 @@ class FlowPart:
         for key in walk.keys:
             if key not in self._examples:
                 raise InputError(f"no clip has an example of {key[0]}")
+        if step == 0:
+            for key in walk.keys:
+                batch = self._draw([key])
+                flow = flow_of(model, batch)
+                context = flow.context(batch.states)
+                flow.start(place(batch, flow.tilts(context))[0], context)
 
     def draw(self) -> tuple[Batch, Batch]:
         """Draw a batch of luma and one of chroma."""
@@ -129,7 +141,7 @@ class FlowPart:
         # Crops of a batch have one size, which the smallest of its examples allows.
         chosen = [examples[i] for i in self._random.integers(len(examples), size=self._count)]
         side = min(side, *(min(example.start.shape) for example in chosen)) // 2 * 2
-        return _batch(key, [self._crop(example, side) for example in chosen], self._random)
+        return lay_out(key, [self._crop(example, side) for example in chosen], self._random)
 
     @property
     def _count(self) -> int:
@@ -146,7 +158,7 @@ class FlowPart:
     def bits(self, model: nn.Module, batch: tuple[Batch, Batch], fake: bool) -> dict[str, Tensor]:
         """Return what the couplings cost a sample beyond the mixtures alone; less than 0 pays."""
         return {
-            part: -_gain(model, crops)
+            part: -gain(flow_of(model, crops), crops).mean()
             for part, crops in zip(("luma", "chroma"), batch, strict=True)
         }
 
@@ -158,7 +170,8 @@ class FlowPart:
         for name, key, example in self._held_out:
             rows, columns = (side // 2 * 2 for side in example.start.shape)
             whole = example.cut(slice(rows), slice(columns))
-            rates.setdefault(name, []).append(-float(_gain(model, _batch(key, [whole], random))))
+            batch = lay_out(key, [whole], random)
+            rates.setdefault(name, []).append(-float(gain(flow_of(model, batch), batch).mean()))
         return {name: sum(found) / len(found) for name, found in rates.items()}
 
 
@@ -261,25 +274,39 @@ def _cut(clip: Clip, side: int, place: Float64) -> Clip:
     return Clip(luma, chroma, clip.weight, clip.rgb)
 
 
-def _batch(key: tuple[str, int], examples: list[Example], random: np.random.Generator) -> Batch:
-    """Draw a place in every interval, and lay out the parts of squares."""
-    y, states = [], []
-    for start, width, around in examples:
-        u = (start + width * random.random(start.shape)).clip(NEAREST, 1 - NEAREST)
-        y.append(_parts(np.log(u) - np.log1p(-u)))
-        known = _parts(around.astype(np.float32) - ZERO)
+def lay_out(
+    key: tuple[str, int], examples: Sequence[Example], random: np.random.Generator
+) -> Batch:
+    """Lay out the parts of squares, with a place in every interval."""
+    start, width = (np.stack([_parts(example[i]) for example in examples]) for i in range(2))
+    states = []
+    for example in examples:
+        known = _parts(example.states.astype(np.float32) - ZERO)
         states.append(known.transpose(0, 3, 1, 2).reshape(-1, *known.shape[1:3]))
-    arrays = (torch.from_numpy(np.stack(part).astype(np.float32)) for part in (y, states))
-    return Batch(*key, *arrays)
+    arrays = start, width, random.random(start.shape), np.stack(states)
+    return Batch(*key, *map(torch.from_numpy, arrays))
 
 
-def _parts(grid: NDArray[np.floating]) -> NDArray[np.floating]:
+def _parts(grid: NDArray[Any]) -> NDArray[Any]:
     """Lay out [2 * h, 2 * w, ...] as the parts of squares, [4, h, w, ...]."""
     return np.stack([grid[row::2, column::2] for row, column in PARTS])
 
 
-def _gain(model: nn.Module, batch: Batch) -> Tensor:
-    """The bits a sample that the couplings save."""
-    couplings = model.get_submodule(f"flows.{batch.name}.{batch.phase}")
-    moved, ladj = couplings(batch.y, batch.states)
-    return gain_bits(batch.y, moved, ladj).mean()
+def flow_of(model: nn.Module, batch: Batch) -> FlowTwin:
+    """Return the flow that a batch goes with."""
+    found = model.get_submodule(f"flows.{batch.name}.{batch.phase}")
+    assert isinstance(found, FlowTwin)
+    return found
+
+
+def gain(flow: FlowTwin, batch: Batch) -> Tensor:
+    """Return the bits that a flow saves on each sample, [B, 4, h, w]."""
+    context = flow.context(batch.states)
+    y, tilted = place(batch, flow.tilts(context))
+    return gain_bits(y, *flow(y, context)) - tilted / math.log(2)
+
+
+def place(batch: Batch, tilts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return where samples are on the grid, and what their leaning costs, in nats."""
+    whole = 1 << PRECISION
+    return dequantize(batch.start * whole, batch.width * whole, PRECISION, batch.noise, tilts)

@@ -3,27 +3,40 @@
 Codes the first frames of each clip with the packaged model (or `--model FILE`) as it is, and with
 one part taken away at a time; the networks stay as they were trained. Prints bits a sample by the
 integer model, vectors and intra frames included, and what is lost without the part.
+
+Two rows put filters that are fitted to the chunk as a whole in the place of those that learn from
+frame to frame: without the bytes that an archive would have to spend on them, and with them, as
+zstd has them, in steps of 2**-9.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import zstandard
 
 from flowarchive import lattice, motion, planes, store
-from flowarchive.adaptive import LinearPredictor, ScaleCorrection
+from flowarchive.adaptive import (
+    WEIGHT_LIMIT,
+    DefaultFilters,
+    LinearPredictor,
+    ScaleCorrection,
+)
 from flowarchive.adaptive.correction import BUCKETS
 from flowarchive.ans import Message
 from flowarchive.media import open_source
 from flowarchive.models import plan, video
 
 Patch = Callable[[], Any]
+
+FILTER_STEP = 1 << 5
+"""Of filters that are stored, in 2**-14."""
 
 
 def rounded_vectors(quarters: int) -> Patch:
@@ -94,6 +107,44 @@ def intra_only() -> Any:
     return mock.patch.object(plan.Plan, "fields", return_value=None)
 
 
+def fitted_filters(fits: list[DefaultFilters]) -> Generator[Any]:
+    """Two patches: one that lets `fits` learn what the predictors do, and one with their filters.
+
+    Predictors come in the same order in every run.
+    """
+    begin, learn, end = LinearPredictor.__init__, LinearPredictor.learn, LinearPredictor.end_frame
+    owners: dict[int, DefaultFilters] = {}
+
+    def begun(self: Any, defaults: Any, *rest: Any) -> None:
+        begin(self, defaults, *rest)
+        owners[id(self)] = DefaultFilters(defaults.shape[-1])
+        fits.append(owners[id(self)])
+
+    def learned(self: Any, *arguments: Any) -> None:
+        owners[id(self)].learn(*arguments)
+        learn(self, *arguments)
+
+    def ended(self: Any) -> None:
+        owners[id(self)].end_frame()
+        end(self)
+
+    yield mock.patch.multiple(LinearPredictor, __init__=begun, learn=learned, end_frame=ended)
+    filters = iter([coarse(fit.fit()) for fit in fits])
+
+    def frozen(self: Any, _: Any, *rest: Any) -> None:
+        begin(self, next(filters), *rest)
+
+    still = frozen_filters()
+    with still:
+        yield mock.patch.object(LinearPredictor, "__init__", frozen)
+
+
+def coarse(filters: Any) -> Any:
+    """Round filters to steps of 2**-9."""
+    rounded = (filters + (FILTER_STEP >> 1)) // FILTER_STEP * FILTER_STEP
+    return np.clip(rounded, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int32)
+
+
 @contextmanager
 def nothing() -> Iterator[None]:
     """The model as it is."""
@@ -125,19 +176,42 @@ def main() -> None:
     print(f"{'':<26}" + "".join(f"{name:>16}" for name in names) + f"{'mean':>9}")
     clips = [read(path, options.frames) for path in options.clips]
     base: list[float] = []
-    for name, patch in VARIANTS.items():
-        rates = []
-        for frames, letters, bits, samples in clips:
-            with patch():
-                account = model.push_frames(Message(1), frames, letters, bits, 2)
-                rates.append(account.ideal_bits / samples)
-        base = base or rates
+
+    def show(name: str, rates: list[float]) -> None:
+        base.extend(rates[len(base) :])
         lost = [100 * (rate / whole - 1) for rate, whole in zip(rates, base, strict=True)]
         cells = "".join(f"{r:>9.4f}{x:>+6.1f}%" for r, x in zip(rates, lost, strict=True))
         print(f"{name:<26}{cells}{sum(lost) / len(lost):>+8.1f}%", flush=True)
 
+    for name, patch in VARIANTS.items():
+        show(name, [rate(model, clip, patch()) for clip in clips])
+    fitted, stored = [], []
+    for clip in clips:
+        fits: list[DefaultFilters] = []
+        patches = fitted_filters(fits)
+        rate(model, clip, next(patches))
+        fitted.append(rate(model, clip, next(patches)))
+        patches.close()
+        steps = [coarse(fit.fit()) // FILTER_STEP for fit in fits]
+        flat = np.concatenate([filters.ravel() for filters in steps]).astype(np.int16)
+        size = len(zstandard.compress(flat.tobytes(), 19))
+        stored.append(fitted[-1] + 8 * size / clip[3])
+    show("filters fitted to a chunk", fitted)
+    show("and stored in it", stored)
 
-def read(path: Path, count: int) -> tuple[list[planes.Components], str, int, int]:
+
+Clip = tuple[list[planes.Components], str, int, int]
+
+
+def rate(model: Any, clip: Clip, patch: Any) -> float:
+    """Bits a sample of a clip by a model with a patch."""
+    frames, letters, bits, samples = clip
+    with patch:
+        account = model.push_frames(Message(1), frames, letters, bits, 2)
+    return float(account.ideal_bits / samples)
+
+
+def read(path: Path, count: int) -> Clip:
     """Return a clip's first frames as components, with letters, depth and samples."""
     with open_source(path) as source:
         letters = source.format.layout.components

@@ -13,6 +13,7 @@ noise, a row of a Markdown table:
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 
 import numpy as np
@@ -22,16 +23,14 @@ from flowarchive import exact
 from flowarchive.ans import Message
 from flowarchive.bitsback import Dequantizer, Gaussian, LocalCoder, Map, Uniform
 from flowarchive.entropy import LogisticMixture
-from flowarchive.flows.continuous import Flow, squeeze, unsqueeze
-from flowarchive.flows.maps import Base, Logit
-from flowarchive.flows.twins import (
-    ActNormTwin,
-    CouplingTwin,
-    FlowTwin,
-    MixTwin,
-    dequantize,
-    gain_bits,
-)
+from flowarchive.flows.couplings import Couplings, CouplingShape, LayerShape
+from flowarchive.flows.layers import PARTS
+from flowarchive.flows.maps import RANGE, Logit
+from flowarchive.flows.phase import PhaseFlow
+from flowarchive.flows.twins import dequantize, gain_bits
+from flowarchive.int8 import ZERO
+from flowarchive.train.couplings import FlowTwin
+from flowarchive.train.twins import frozen_tensors
 
 PRECISION = 24
 LANES = 64
@@ -83,27 +82,40 @@ class Clip:
     def mixture_bits(self) -> float:
         return self.model.bits(self.symbols, self.mean, self.scale)
 
-    def squeezed(self, values: np.ndarray) -> torch.Tensor:
-        plane = values.reshape(1, self.side, self.side)
-        return torch.from_numpy(squeeze(plane).values).double()
+    def parts(self, plane: np.ndarray) -> np.ndarray:
+        """A plane's samples as parts of squares."""
+        whole = plane.reshape(self.side, self.side)
+        return np.stack([whole[row::2, column::2] for row, column in PARTS])
+
+    @property
+    def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left ends and widths of the intervals."""
+        start, width = (
+            torch.from_numpy(self.parts(ends)[None]).double() for ends in (self.start, self.freq)
+        )
+        return start, width
+
+    @property
+    def context(self) -> torch.Tensor:
+        """Of states that say nothing."""
+        return torch.zeros(1, 1, self.side // 2, self.side // 2)
 
     def find(self, u: np.ndarray, part: slice) -> tuple[np.ndarray, np.ndarray]:
         mean, scale = self.mean[part], self.scale[part]
         return self.model.interval(self.model.lookup(u, mean, scale), mean, scale)
 
 
-def train(components: int, steps: int) -> FlowTwin:
-    """A flow of two couplings that has seen another plane."""
+def train(shape: CouplingShape, steps: int) -> FlowTwin:
+    """A flow that has seen another plane."""
     torch.manual_seed(0)
-    pairs = ((0, 3), (1, 2))
-    couplings = [CouplingTwin(pair, width=16, components=components) for pair in pairs]
-    twin = FlowTwin([ActNormTwin(), MixTwin((0, 1, 2, 3)), *couplings])
+    twin = FlowTwin(shape)
     clip = Clip(128, 1)
-    start, freq = clip.squeezed(clip.start), clip.squeezed(clip.freq)
+    first, _ = dequantize(*clip.ends, PRECISION, torch.rand_like(clip.ends[0]))
+    twin.start(first, clip.context)
     optimizer = torch.optim.Adam(twin.parameters(), 3e-3)
     for _ in range(steps):
-        first, _ = dequantize(start, freq, PRECISION, torch.rand_like(start))
-        loss = -gain_bits(first, *twin(first)).mean()
+        first, _ = dequantize(*clip.ends, PRECISION, torch.rand_like(clip.ends[0]))
+        loss = -gain_bits(first, *twin(first, clip.context)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -111,32 +123,32 @@ def train(components: int, steps: int) -> FlowTwin:
     return twin.eval()
 
 
-def measure(clip: Clip, twin: FlowTwin, flow: Flow, coder: LocalCoder, fineness: int) -> list[str]:
+def measure(
+    clip: Clip, twin: FlowTwin, layers: Couplings, coder: LocalCoder, fineness: int
+) -> list[str]:
     """Code the clip, and say what it took."""
-    n, shape = len(clip.symbols), (1, clip.side, clip.side)
+    n = len(clip.symbols)
     rng = np.random.default_rng(0)
     heads = rng.integers(1 << 31, 1 << 63, LANES, dtype=np.uint64).astype("<u8")
     words = rng.integers(0, 1 << 32, 3 * n, dtype=np.uint32).astype("<u4")
     message = Message.from_bytes(heads.tobytes() + words.tobytes(), LANES)
     full, before = message.bits, message.to_bytes()
-    watch, logit = Stopwatch(coder), Logit(PRECISION, fineness)
-    base, dequantizer = Base(logit), Dequantizer(logit)
+    watch = Stopwatch(coder)
+    flow = PhaseFlow(PRECISION, fineness, watch)
+    states = np.full((1, clip.side, clip.side, 1), ZERO, dtype=np.uint8)
+    steering = layers.around(states).steering()
 
-    y = dequantizer.forward(message, watch, clip.start, clip.freq)
-    grid = squeeze(y.reshape(shape), fineness)
-    moved = flow.forward(message, watch, grid, None)
-    base.push(message, moved.take(range(4)))
+    dequantizer = Dequantizer(Logit(PRECISION, fineness))
+    y = clip.parts(dequantizer.forward(message.copy(), coder, clip.start, clip.freq))
+    flow.push(message, clip.start, clip.freq, steering)
     net = message.bits - full
-
-    back = moved.put(range(4), base.pop(message, n))
-    found = unsqueeze(flow.inverse(message, watch, back, None)).reshape(-1)
-    dequantizer.inverse(message, watch, found, clip.find)
-    if message.to_bytes() != before or not np.array_equal(found, y):
+    flow.pop(message, clip.find, steering)
+    if message.to_bytes() != before:
         raise AssertionError("what was pushed did not come back")
 
     with torch.no_grad():
-        first = torch.from_numpy(grid.reals()).double() / (2 << fineness)
-        last, ladj = twin(first.float())
+        first = torch.from_numpy((y + 0.5) / (1 << fineness) - RANGE)[None]
+        last, ladj = twin(first.float(), clip.context)
         saved = gain_bits(first, last.double(), ladj.double()).sum().item()
     overhead = (net - clip.mixture_bits + saved) / n
     times = [1e9 * s / m for s, m in zip(watch.seconds, watch.moved, strict=True)]
@@ -154,8 +166,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="of training")
     parser.add_argument("--components", type=int, default=0, help="of mixture couplings")
     options = parser.parse_args()
-    twin = train(options.components, options.steps)
-    clip, flow = Clip(options.side, 2), twin.freeze()
+    couplings = (LayerShape("coupling", moved, options.components) for moved in ((0, 3), (1, 2)))
+    layers = LayerShape("norm"), LayerShape("mix", order=(0, 1, 2, 3)), *couplings
+    shape = CouplingShape(1, 1, 16, layers)
+    twin = train(shape, options.steps)
+    clip, flow = Clip(options.side, 2), Couplings(shape, frozen_tensors(copy.deepcopy(twin)), "")
     n = len(clip.symbols)
     warm = Clip(16, 3)
     for coder in (Uniform(), Gaussian(0)):

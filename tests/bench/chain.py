@@ -11,8 +11,10 @@ Codes the first 1, 2, 5, ... frames of each clip as one chunk, with the packaged
     video        bytes of the archive by the mixtures alone, which are a `video` model's
     local        what local bits-back alone would pay: every phase by its flow, borrowing from
                  bits that nobody has pushed, which count as well
+    free         net bytes of the chain if such bits were free: what smaller tiles could save
 
-With `-o PICTURE` it also draws bits a sample against the number of frames, the ideal as a line.
+Below the table stands where the bytes of the longest archive beyond its ideal are. With
+`-o PICTURE` it also draws bits a sample against the number of frames, the ideal as a line.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +34,7 @@ import numpy as np
 import flowarchive
 from flowarchive import planes, store
 from flowarchive.ans import Message
+from flowarchive.chunk import Chunk
 from flowarchive.codec import Recorder
 from flowarchive.frames import Frame, VideoFormat
 from flowarchive.media import open_source
@@ -51,6 +55,8 @@ class Row(NamedTuple):
     peak: int
     video: int
     local: float
+    free: float
+    beyond: dict[str, float]
 
     @property
     def excess(self) -> float:
@@ -63,43 +69,75 @@ def main() -> None:
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--model", default="chain")
     parser.add_argument("--most", type=int, default=max(COUNTS), help="frames, at most")
+    parser.add_argument("--crop", type=int, nargs=2, help="width and height of the middle to take")
     parser.add_argument("-o", "--output", type=Path, help="a picture")
     options = parser.parse_args()
     found = {}
     for clip in options.clips:
         print(f"\n{clip.name}\n")
-        print("| frames | archive | ideal bytes | excess | seed bits | peak bits | video | local |")
-        print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+        print(
+            "| frames | archive | ideal bytes | excess | seed bits | peak bits | video | local |"
+            " free |"
+        )
+        print("|---:" * 9 + "|")
         found[clip.name] = rows = []
-        for row in measure(clip, options.model, options.most):
+        for row in measure(*read(clip, options.most, options.crop), options.model):
             rows.append(row)
             print(
                 f"| {row.frames} | {row.archive:,} | {row.ideal // 8:,} | {row.excess:+.2f} %"
-                f" | {row.seed:,} | {row.peak:,} | {row.video:,} | {row.local / 8:,.0f} |",
+                f" | {row.seed:,} | {row.peak:,} | {row.video:,} | {row.local / 8:,.0f}"
+                f" | {row.free / 8:,.0f} |",
                 flush=True,
             )
+        parts = (f"{size:,.0f} of {name}" for name, size in rows[-1].beyond.items())
+        print(f"\nBytes beyond the ideal of {rows[-1].frames} frames: {', '.join(parts)}.")
     if options.output is not None:
         draw(found, options.output)
 
 
-def measure(clip: Path, name: str, most: int) -> Iterator[Row]:
-    """Yield a row for each number of frames that the clip has."""
+def read(clip: Path, most: int, crop: tuple[int, int] | None) -> tuple[VideoFormat, list[Frame]]:
+    """The first frames of a clip, or their middle."""
     with open_source(clip) as source:
-        video = source.format
-        frames = list(islice(source, most))
+        video, frames = source.format, list(islice(source, most))
+    if crop is None:
+        return video, frames
+    left, top = (
+        (whole - part) // 4 * 2
+        for whole, part in zip((video.width, video.height), crop, strict=True)
+    )
+    small = replace(video, width=crop[0], height=crop[1])
+
+    def cut(plane: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        y, x = top * shape[0] // small.height, left * shape[1] // small.width
+        return np.ascontiguousarray(plane[y : y + shape[0], x : x + shape[1]])
+
+    return small, [
+        Frame(tuple(map(cut, frame.planes, small.plane_shapes)), frame.pts) for frame in frames
+    ]
+
+
+def measure(video: VideoFormat, frames: list[Frame], name: str) -> Iterator[Row]:
+    """Yield a row for each number of frames that the clip has."""
     network: Any = store.load_model(name).network
     for count in (count for count in COUNTS if count <= len(frames)):
-        size, account = pack(frames[:count], video, name)
+        size, account, beyond = pack(frames[:count], video, name)
         with mock.patch.object(chain.ChainModel, "recorder", Recorder):
-            video_size, _ = pack(frames[:count], video, name)
+            video_size, _, _ = pack(frames[:count], video, name)
         ideal, seed, peak = (account[key] for key in ("ideal", "seed", "peak"))
         samples = count * video.samples_per_frame
-        local = local_alone(frames[:count], video, network)
-        yield Row(count, samples, size, ideal, seed, peak, video_size, local)
+        with always_by_flow():
+            local = sum(on_supply(frames[:count], video, network))
+        free, _ = on_supply(frames[:count], video, network)
+        yield Row(count, samples, size, ideal, seed, peak, video_size, local, free, beyond)
 
 
-def pack(frames: Sequence[Frame], video: VideoFormat, model: str) -> tuple[int, dict[str, int]]:
-    """The size of an archive of one chunk, and its account; its own bits where it has none."""
+def pack(
+    frames: Sequence[Frame], video: VideoFormat, model: str
+) -> tuple[int, dict[str, int], dict[str, float]]:
+    """The size of an archive of one chunk, its account, and the parts of what is beyond its ideal.
+
+    A chunk without an account is taken for ideal as it is.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "a.flow"
         with flowarchive.create(
@@ -109,10 +147,26 @@ def pack(frames: Sequence[Frame], video: VideoFormat, model: str) -> tuple[int, 
                 archive.append(frame)
         size = path.stat().st_size
         nothing = {"ideal": 8 * size, "seed": 0, "peak": 0}
-        return size, flowarchive.info(path).get("account", nothing)
+        account = flowarchive.info(path).get("account", nothing)
+        with flowarchive.open(path) as packed:
+            return size, account, bytes_beyond(packed.chunk(0), size, account["ideal"] / 8)
 
 
-def local_alone(frames: Sequence[Frame], video: VideoFormat, network: chain.ChainModel) -> float:
+def bytes_beyond(chunk: Chunk, size: int, ideal: float) -> dict[str, float]:
+    """What an archive of one chunk holds beyond its ideal code length."""
+    whole = len(chunk.to_bytes())
+    found = {
+        "the message": len(chunk.payload) - ideal,
+        "digests": len(b"".join(chunk.digests)) + len(chunk.digest),
+        "the account": whole - len(replace(chunk, account=None).to_bytes()),
+        "timestamps": whole - len(replace(chunk, pts=(None,) * chunk.frame_count).to_bytes()),
+    }
+    return {**found, "records": size - ideal - sum(found.values())}
+
+
+def on_supply(
+    frames: Sequence[Frame], video: VideoFormat, network: chain.ChainModel
+) -> tuple[float, float]:
     """Net bits and auxiliary bits of frames that borrow from what nobody has pushed."""
     groups = [frame.planes for frame in frames]
     bits = max(map(planes.bits_needed, groups))
@@ -123,12 +177,11 @@ def local_alone(frames: Sequence[Frame], video: VideoFormat, network: chain.Chai
     supply = np.random.default_rng(0).integers(0, 1 << 32, words)
     message.push_uniform(supply, 1 << 32)
     held = message.bits
-    with always_by_flow():
-        account = network.push_frames(message, components, letters, bits, 2)
+    account = network.push_frames(message, components, letters, bits, 2)
     statement = account.statement()
     # The supply reaches down to where the stack was lowest: all of that had to be there.
     owed = 0.0 if statement is None else held - (statement.seed - statement.peak)
-    return message.bits - held + max(0.0, owed)
+    return message.bits - held, max(0.0, owed)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ MAX_FRAMES = 65536
 MAX_BITS = 2**48
 MODEL, ZSTD, RAW, PIXELS = 0, 1, 2, 3
 NONE, ALL, SOME, EVEN = 0, 1, 2, 3
+PLAIN, IN_COLUMNS = 1, 2
 
 
 @dataclass
@@ -76,8 +77,8 @@ def read_chunk(payload: bytes) -> Chunk:
         demand(lanes == 0, "lanes")
     demand(1 <= plane_count <= 8, "plane_count")
     demand(mask < 2**plane_count, "constant_mask")
-    demand(pts_kind < 16, "pts_kind")
-    pts_kind, has_tables, has_account = pts_kind % 4, pts_kind % 8 >= 4, pts_kind >= 8
+    pts_kind, has_tables, account_kind = pts_kind % 4, pts_kind % 8 >= 4, pts_kind // 8
+    demand(account_kind in (0, PLAIN, IN_COLUMNS), "pts_kind")
     demand(digest_size <= 16, "digest_size")
     constants: list[int | None] = [None] * plane_count
     for plane in range(plane_count):
@@ -97,9 +98,9 @@ def read_chunk(payload: bytes) -> Chunk:
     digest = cursor.take(16)
     digests = [cursor.take(digest_size) for _ in range(frame_count)]
     account = None
-    if has_account:
+    if account_kind:
         demand(coding == MODEL, "an account without a model")
-        account = read_account(cursor, frame_count)
+        account = read_account(cursor, frame_count, account_kind)
     data = cursor.take(size)
     demand(cursor.position == len(payload), "bytes after the chunk")
     return Chunk(
@@ -120,20 +121,61 @@ def read_table(cursor: Cursor, bits: int) -> list[int]:
 
 
 def read_account(
-    cursor: Cursor, frame_count: int
+    cursor: Cursor, frame_count: int, account_kind: int
 ) -> tuple[int, int, list[tuple[int, int, int, int]]]:
     """Section "account"."""
     seed, peak = cursor.varint(), cursor.varint()
     frames = []
-    for _ in range(frame_count):
-        integer, popped, pushed = cursor.varint(), cursor.varint(), cursor.varint()
-        ideal = integer + pushed - popped - unzigzag(cursor.varint())
-        frames.append((integer, popped, pushed, ideal))
+    if account_kind == PLAIN:
+        for _ in range(frame_count):
+            integer, popped, pushed = cursor.varint(), cursor.varint(), cursor.varint()
+            ideal = integer + pushed - popped - unzigzag(cursor.varint())
+            frames.append((integer, popped, pushed, ideal))
+    else:
+        for integer, popped, growth, overhead in zip(
+            *read_columns(cursor, frame_count), strict=True
+        ):
+            frames.append((integer, popped, growth + popped - integer, growth - overhead))
     numbers = [seed, peak, *(number for frame in frames for number in frame)]
     demand(all(0 <= number < MAX_BITS for number in numbers), "bits of an account")
     demand(peak <= seed, "peak")
     demand(any(popped for _, popped, _, _ in frames), "an account without bits-back")
     return seed, peak, frames
+
+
+def read_columns(cursor: Cursor, rows: int) -> list[list[int]]:
+    """Section "account": the four columns."""
+    bits: list[int] = []
+
+    def take(count: int) -> int:
+        while len(bits) < count:
+            (byte,) = cursor.take(1)
+            bits.extend(byte >> i & 1 for i in range(8))
+        taken = [bits.pop(0) for _ in range(count)]
+        return sum(bit << i for i, bit in enumerate(taken))
+
+    columns = []
+    for _ in range(4):
+        order = take(6)
+        numbers = []
+        for _ in range(rows):
+            ones = 0
+            while take(1):
+                ones += 1
+                demand(ones <= 64, "a number of a column")
+            numbers.append(2 ** (order + ones) + take(order + ones) - 2**order)
+
+        def length(k: int, numbers: list[int] = numbers) -> int:
+            return sum(2 * (number + 2**k).bit_length() - k - 1 for number in numbers)
+
+        demand(all(length(order) < length(k) for k in range(order)), "the order of a column")
+        demand(all(length(order) <= length(k) for k in range(64)), "the order of a column")
+        column = [unzigzag(numbers[0])]
+        for number in numbers[1:]:
+            column.append(column[-1] + unzigzag(number))
+        columns.append(column)
+    demand(not any(bits), "bits after the columns")
+    return columns
 
 
 def unzigzag(number: int) -> int:
