@@ -5,8 +5,9 @@ memory, and keeps every launch instead of making it: launches, multiplications a
 of the walk itself. Divided by datasheets' rates they are floors: times that no implementation of
 these kernels goes below. Nothing is run or measured; no GPU is needed.
 
-Each tensor counts once a launch: of stored frames one, and of whole planes that a launch reads at
-a level the rows that the level has.
+Each tensor counts once a launch: of stored frames one, of whole planes that a launch reads at a
+level the rows that the level has, and what is not learned from is not read. Products of the normal
+equations depend on the classes that samples happen to have, and are not counted.
 """
 
 from __future__ import annotations
@@ -218,10 +219,12 @@ def _add(work: Work, given: dict[str, Any], stored: int) -> None:
         if not isinstance(value, Tensor):
             continue
         moved = value.numel() * value.element_size()
+        if value.dim() < 3:  # of symbols that are learned from, only those are read
+            moved //= given.get("stride", 1)
         if value.dim() > 4 and value.shape[0] * value.shape[1] == stored:
             moved //= value.shape[1]
         if "level" in given and tuple(value.shape[-2:]) == plane:
-            moved >>= given["level"]
+            moved = (moved >> given["level"]) // given.get("stride_d", 1)
         work.bytes += moved
     if "positions" in given:
         digits = 1 + given["WIDE"]
