@@ -2,6 +2,7 @@
 
     python examples/gpu.py INPUT OUT.flow
 
+Chunks that are packed at the same time share a GPU's launches; two jobs have a chunk in hand.
 No GPU has run this yet; see docs/kernels.md.
 """
 
@@ -16,7 +17,7 @@ def main() -> None:
     """Pack INPUT."""
     source, output = sys.argv[1:]
     try:
-        report = fa.pack(source, output, device="cuda", force=True)
+        report = fa.pack(source, output, device="cuda", jobs=16, force=True)
     except fa.DeviceError as error:
         print(f"{error}; packing on the CPU", file=sys.stderr)
         report = fa.pack(source, output, force=True)

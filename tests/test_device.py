@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from threading import Event
 from time import sleep
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from interpreted import Runs
 from models import make_video_model
 
 from flowarchive import device, motion, planes, store
+from flowarchive.adaptive.solve import fade_and_solve
 from flowarchive.ans import Message
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
 from flowarchive.models.form import Form
@@ -48,7 +50,11 @@ def frames(count: int, cut: int, seed: int) -> list[planes.Components]:
 
 @pytest.fixture
 def kernels(monkeypatch) -> Any:
-    """Of the interpreter, in few and large programs; motion, tested apart, is the CPU's search."""
+    """Of the interpreter, in few and large programs.
+
+    The search and the solution for filters, which take it long and have tests of their own, are
+    the CPU's.
+    """
 
     def search_on_cpu(current, reference, hints, prices):
         parts = [
@@ -57,9 +63,20 @@ def kernels(monkeypatch) -> Any:
         ]
         return torch.from_numpy(motion.search(*parts, hints.numpy()))
 
+    def solve_on_cpu(learned, defaults, constants, which):
+        start = (defaults.numpy() * (1 << 14)).astype(np.int32)
+        for chunk, plane, group in product(which.tolist(), range(learned.sums.shape[1]), range(3)):
+            weights, sums, _, faded = (
+                x if x.dim() == 1 else x[chunk, plane, group].numpy() for x in learned
+            )
+            older = faded.reshape(-1, faded.shape[-1]).T.copy()
+            fade_and_solve(older, sums, start[group], weights, *constants.tolist())
+            faded[:] = older.T.reshape(faded.shape)
+        learned.age.index_add_(0, which, torch.ones_like(which))
+
     monkeypatch.setattr(search, "search", search_on_cpu)
+    monkeypatch.setattr(filters, "end_frame", solve_on_cpu)
     monkeypatch.setattr(picture, "TILE", 1 << 13)
-    monkeypatch.setattr(filters, "SYSTEMS", 64)
     return device.select("cuda")
 
 

@@ -98,7 +98,7 @@ def test_filters_out_of_sums(taps, monkeypatch):
     steps = torch.from_numpy(defaults / (1 << 14))
     constants = torch.tensor([cpu.DECAY, cpu.GLOBAL_RIDGE, cpu.CLASS_RIDGE], dtype=torch.float64)
     which = torch.tensor([1], dtype=torch.int32)
-    for frame in range(2):
+    for frame in range(2 if taps == LUMA_TAPS else 1):
         samples = random.integers(-1023, 1024, (3, 3, 16, 60, taps + 1))
         samples[1] //= 100
         samples[:, 1, ::2, 5 * frame :] = 0  # classes with few samples, and with none
@@ -118,8 +118,8 @@ def test_filters_out_of_sums(taps, monkeypatch):
         assert not ours.sums.any()
     assert not np.array_equal(theirs.weights, defaults)
     assert np.array_equal(ours.weights[0, 0].numpy(), defaults)
-    assert ours.age.tolist() == [0, 2]
-    assert len(common.grids) == len(solved.grids) == 2
+    assert ours.age.tolist() == [0, theirs._frame]
+    assert len(common.grids) == len(solved.grids) == theirs._frame
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 1000])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
 import subprocess
 import sys
 
 import pytest
+from models import make_video_model
 
+from flowarchive import lattice
 from triton_kernels import ahead
 
 FINE = ahead.Outcome(registers=90, spills=0, shared=1024, product="mma.sync.s32.s8.s8.s32")
@@ -41,6 +45,33 @@ def test_every_kernel_is_a_case():
             name for module in ahead.MODULES for name in vars(module) if name.endswith("_kernel")
         }
     assert every == names
+
+
+def test_the_roofline_counts_what_the_model_says(root, monkeypatch):
+    """Launches on tensors without memory: the networks' products are the model's, of any size."""
+    monkeypatch.syspath_prepend(root / "tests" / "bench")
+    roofline = importlib.import_module("roofline")
+    model, height, width = make_video_model(), 17, 22
+    launches = []
+    for chunks in (1, 3):
+        counter = roofline.Counter(model, height, width, chunks)
+        counter.give()
+        for kind, step in (("intra", counter.intra()), ("inter", counter.inter())):
+            expected = 0
+            for part, (count, h, w) in (("luma", (1, 17, 22)), ("chroma", (2, 9, 11))):
+                nets = model.nets[f"{kind}_{part}"]
+                for level in range(lattice.level_count((h, w))):
+                    shape = nets[min(level, 2)].shape
+                    weights = shape.weights().items()
+                    heads = sum(math.prod(s) for name, s in weights if name.startswith("heads"))
+                    gh, gw = -(-h // (2 << level)), -(-w // (2 << level))
+                    expected += chunks * count * gh * gw * (shape.macs() + heads)
+            assert step.work["networks"].products == expected
+            launches.append(step.launches)
+        plan = counter.plan()
+        assert plan.work["search"].launches > 0
+        assert (counter.link.traffic.uploads, counter.link.traffic.downloads) == (1, 1)
+    assert launches[:2] == launches[2:]  # chunks together take no more
 
 
 def test_a_network_layer_keeps_its_tensor_cores(root):

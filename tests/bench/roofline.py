@@ -1,33 +1,69 @@
 """What a GPU could do at best: `python tests/bench/roofline.py`.
 
-Counts, for one 1920x1080 4:2:0 frame of 8 bits and the packaged `video` model, the multiplications,
-the bytes and the launches of the kernels, divides by datasheets' rates, and prints floors: times
-that no implementation of these kernels goes below. Nothing is run or measured; no GPU is needed.
+Walks through 1920x1080 4:2:0 frames of 8 bits with the packaged `video` model, on tensors without
+memory, and keeps every launch instead of making it: launches, multiplications and bytes are those
+of the walk itself. Divided by datasheets' rates they are floors: times that no implementation of
+these kernels goes below. Nothing is run or measured; no GPU is needed.
+
+Each tensor counts once a launch: of stored frames one, of whole planes that a launch reads at a
+level the rows that the level has, and what is not learned from is not read. Products of the normal
+equations depend on the classes that samples happen to have, and are not counted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from flowarchive import features, lattice
-from flowarchive.ans import MAX_LANES
-from flowarchive.archive.chunks import SAMPLES_PER_LANE
-from flowarchive.flows.phases import PhaseNet
-from flowarchive.models.phasewise import LEVEL_NETS
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flowarchive import features, planes
+from flowarchive.archive.chunks import MAX_LANES, SAMPLES_PER_LANE
+from flowarchive.models.form import Form
+from flowarchive.models.together import MOST
 from flowarchive.models.video import VideoModel
 from flowarchive.store import load_model
-from triton_kernels import convolution, rans
+from triton_kernels import ahead, rans
+from triton_kernels.host import Host
+from triton_kernels.link import Link
+from triton_kernels.session import Session
 
-HEIGHT, WIDTH, BITS = 1080, 1920, 8
-PLANES = {"luma": (1, HEIGHT, WIDTH), "chroma": (2, HEIGHT // 2, WIDTH // 2)}
+BITS = 8
 CHUNK_FRAMES = 30
 SAMPLE_BITS = 3  # assumed, to say what heads cost
 LAUNCH_SECONDS = 3e-6  # assumed: a kernel that does next to nothing, one after the other
-GRAPH_SECONDS = 1e-6  # assumed: the same inside a captured graph
 
 # Integer instructions of one component's sigmoid at one symbol, counted by hand from the kernel:
 # 64-bit products, shifts and comparisons are two to four each.
 SIGMOID_STEPS = 40
+
+KINDS = {
+    "convolution_kernel": "networks",
+    "intra_kernel": "channels, anchors",
+    "inter_kernel": "channels, anchors",
+    "predict_kernel": "linear prediction",
+    "learn_kernel": "normal equations",
+    "fade_kernel": "filters",
+    "common_kernel": "filters",
+    "class_kernel": "filters",
+    "mixtures_kernel": "mixtures",
+    "intervals_kernel": "intervals",
+    "costs_kernel": "scale correction",
+    "offsets_kernel": "scale correction",
+    "compensate_kernel": "compensation",
+    "phase_kernel": "samples",
+    "fold_kernel": "samples",
+    "interpolate_kernel": "search",
+    "coarse_kernel": "search",
+    "middle_kernel": "search",
+    "search_kernel": "search",
+    "cut_kernel": "search",
+    "push_kernel": "push",
+}
+"""What launches are for."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +88,9 @@ class Gpu:
 
 
 GPUS = (
+    # "NVIDIA A100 Tensor Core GPU" datasheet, A100 80GB SXM: INT8 624 TOPS, 2,039 GB/s.
     Gpu("A100 SXM 80 GB (624 TOPS INT8, 2039 GB/s)", 312e12, 2.039e12, 108, 64, 1.41e9),
+    # "NVIDIA H100 Tensor Core GPU" datasheet, H100 SXM: INT8 3,958 TOPS with sparsity, 3.35 TB/s.
     Gpu("H100 SXM 80 GB (1979 TOPS INT8 dense, 3350 GB/s)", 989e12, 3.35e12, 132, 64, 1.83e9),
 )
 
@@ -62,9 +100,9 @@ class Work:
     """Sums over launches.
 
     Attributes:
-        products: Multiply-adds that the network asks for; a weight of two digits counts twice.
+        products: Multiply-adds that are asked for; a weight of two digits counts twice.
         issued: Those of the tiles, their padding included.
-        bytes: Read and written, each tensor once a launch.
+        bytes: Read and written.
         launches: Of kernels.
     """
 
@@ -73,84 +111,169 @@ class Work:
     bytes: int = 0
     launches: int = 0
 
-    def add(self, products: int, issued: int, moved: int) -> None:
-        self.products += products
-        self.issued += issued
-        self.bytes += moved
-        self.launches += 1
+
+@dataclass
+class Step:
+    """What a part of a walk launches.
+
+    Attributes:
+        work: By what it is for.
+        copies: What torch itself does on the device: copies, tables of places, zeros.
+    """
+
+    work: dict[str, Work] = field(default_factory=dict)
+    copies: int = 0
+
+    @property
+    def launches(self) -> int:
+        """All of them."""
+        return self.copies + sum(one.launches for one in self.work.values())
 
 
-def count_layer(work: Work, positions: int, weight: tuple[int, ...], digits: int, out: int) -> None:
-    """Add one convolution of `positions`, whose outputs take `out` bytes each."""
-    outputs, inputs, side, _ = weight
-    tile = convolution.blocks(inputs, outputs, digits)
-    deep = -(-inputs // tile["BLOCK_K"]) * tile["BLOCK_K"]
-    broad = -(-outputs // tile["BLOCK_N"]) * tile["BLOCK_N"]
-    rows = -(-positions // tile["BLOCK_M"]) * tile["BLOCK_M"]
-    products = positions * inputs * outputs * side**2 * digits
-    issued = rows * deep * broad * side**2 * digits
-    residual = outputs if side == 3 else 0
-    moved = positions * (inputs + outputs * out + residual) + inputs * outputs * side**2 * digits
-    work.add(products, issued, moved)
+class _Copies(TorchDispatchMode):
+    """Counts what torch does, views and empty tensors aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func._schema.returns
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+        self.count += not (is_view or "empty" in func.__name__)
+        return func(*args, **(kwargs or {}))
 
 
-def count_net(work: Work, net: PhaseNet, positions: int) -> None:
-    """Add the layers of one level."""
-    for name, weight in net.shape.weights().items():
-        wide = name.startswith("heads")
-        count_layer(work, positions, weight, 2 if wide else 1, 2 if wide else 1)
+class _NoLink(Link):
+    """Nothing travels to tensors without memory; zeros come back."""
+
+    def fetch(self, *tensors: Tensor) -> list[NDArray[Any]]:
+        self.traffic.downloads += 1
+        self.traffic.fetched += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return [np.zeros(t.shape, dtype=str(t.dtype).removeprefix("torch.")) for t in tensors]
 
 
-def count_frame(model: VideoModel, kind: str) -> dict[str, Work]:
-    """Networks, probabilities and motion of one frame, each way."""
-    networks, intervals, motion = Work(), Work(), Work()
-    components = features.INTER_ANCHORS if kind == "inter" else features.INTRA_ANCHORS
-    for part, (count, height, width) in PLANES.items():
-        nets = model.nets[f"{kind}_{part}"]
-        for level in range(lattice.level_count((height, width))):
-            h, w = -(-height >> level), -(-width >> level)
-            positions = count * ((h + 1) // 2) * ((w + 1) // 2)
-            count_net(networks, nets[min(level, LEVEL_NETS - 1)], positions)
-            for phase in lattice.PHASES:
-                rows, columns = lattice.phase_shape((h, w), phase)
-                # Three parameters a component, the symbol, start and freq: 4 bytes each.
-                intervals.add(0, 0, count * rows * columns * 4 * (3 * components + 3))
-        if kind == "inter":
-            for _ in range(2):
-                motion.add(0, 0, 8 * count * height * width + 240 * 135 * 4)
-    return {"networks": networks, "intervals or pops": intervals, "compensation": motion}
+class Counter:
+    """A session of a model whose launches are kept, step by step.
+
+    Args:
+        model: The model.
+        height: Of luma.
+        width: Of luma.
+        chunks: How many go together.
+
+    Attributes:
+        link: What would have travelled.
+    """
+
+    def __init__(self, model: VideoModel, height: int, width: int, chunks: int = 1) -> None:
+        host = Host(ahead.META)
+        host.link = self.link = _NoLink(ahead.META)
+        small = -(-height // 2), -(-width // 2)
+        self.shapes = [(height, width), small, small]
+        self._frame, self._form = planes.blank(self.shapes, "YUV"), Form("YUV", BITS)
+        self._chunks = range(chunks)
+        model.use(host)  # type: ignore[arg-type]
+        assert model._device is not None
+        self.session = model._device._session([self._frame] * 3, chunks, self._form)
+        assert isinstance(self.session, Session)
+        model.use(None)
+
+    def give(self) -> Step:
+        """Send planes."""
+        kind = np.int16
+        samples = len(self._chunks) * 3 * sum(h * w for h, w in self.shapes)
+        return self._record(lambda: self.session.give(np.zeros(samples, dtype=kind)))
+
+    def plan(self) -> Step:
+        """Search motion for two frames, three fields."""
+        return self._record(self.session.plan)
+
+    def intra(self) -> Step:
+        """Code the first frame."""
+        return self._record(lambda: self.session.code_intra(self._chunks, self._frames(0), 1, 0))
+
+    def inter(self) -> Step:
+        """Code the third frame, which has two references."""
+        return self._record(lambda: self.session.code_inter(self._chunks, self._frames(2), True, 0))
+
+    def _frames(self, t: int) -> list[int]:
+        return [t] * len(self._chunks)
+
+    def _record(self, work: Any) -> Step:
+        copies = _Copies()
+        with ahead.recorded() as kept, copies:
+            work()
+        step = Step(copies=copies.count)
+        for launch in kept:
+            one = step.work.setdefault(KINDS[launch.kernel.fn.__name__], Work())
+            _add(one, launch.arguments, self.session._chunks * self.session._frames)
+        return step
 
 
-def print_floors(name: str, work: dict[str, Work]) -> None:
-    """Print one table."""
+def _add(work: Work, given: dict[str, Any], stored: int) -> None:
+    """Add a launch."""
+    work.launches += 1
+    plane = given.get("height", 0), given.get("width", 0)
+    for value in given.values():
+        if not isinstance(value, Tensor):
+            continue
+        moved = value.numel() * value.element_size()
+        if value.dim() < 3:  # of symbols that are learned from, only those are read
+            moved //= given.get("stride", 1)
+        if value.dim() > 4 and value.shape[0] * value.shape[1] == stored:
+            moved //= value.shape[1]
+        if "level" in given and tuple(value.shape[-2:]) == plane:
+            moved = (moved >> given["level"]) // given.get("stride_d", 1)
+        work.bytes += moved
+    if "positions" in given:
+        digits = 1 + given["WIDE"]
+        taps = given["SIDE"] ** 2 * digits
+        work.products += given["positions"] * given["INPUTS"] * given["OUTPUTS"] * taps
+        work.issued += taps * (
+            _whole(given["positions"], given["BLOCK_M"])
+            * _whole(given["INPUTS"], given["BLOCK_K"])
+            * _whole(given["OUTPUTS"], given["BLOCK_N"])
+        )
+
+
+def _whole(count: int, block: int) -> int:
+    return -(-count // block) * block
+
+
+def print_step(name: str, step: Step, chunks: int = 1) -> None:
+    """Print one table, of what a frame of one chunk takes."""
     row = "  {:<18} {:>8} {:>8} {:>9} {:>9}"
     print(f"\n{name}")
     print(row.format("", "GMAC", "issued", "MB moved", "launches"))
-    for part, one in work.items():
+    for part, one in step.work.items():
         values = f"{one.products / 1e9:.1f}", f"{one.issued / 1e9:.1f}", f"{one.bytes / 1e6:.0f}"
         print(row.format(part, *values, one.launches))
-    launches = sum(one.launches for one in work.values())
+    print(row.format("torch's copies", "", "", "", step.copies))
+    works = step.work.values()
     for gpu in GPUS:
-        busy = sum(max(one.issued / gpu.products, one.bytes / gpu.bytes) for one in work.values())
-        products = sum(one.issued for one in work.values()) / gpu.products
-        memory = sum(one.bytes for one in work.values()) / gpu.bytes
+        busy = sum(max(one.issued / gpu.products, one.bytes / gpu.bytes) for one in works)
+        products = sum(one.issued for one in works) / gpu.products
+        memory = sum(one.bytes for one in works) / gpu.bytes
         print(
             f"  {gpu.name}: products {1e3 * products:.2f} ms, memory {1e3 * memory:.2f} ms, "
             f"both {1e3 * busy:.2f} ms: at most {1 / busy:.0f} frames/s"
         )
-        for how, each in (("one by one", LAUNCH_SECONDS), ("in a graph", GRAPH_SECONDS)):
-            total = busy + launches * each
-            print(f"    launches {how}, {1e6 * each:.0f} us: at most {1 / total:.0f} frames/s")
+        for many in (1, chunks):
+            total = busy + step.launches * LAUNCH_SECONDS / many
+            print(
+                f"    {many} chunks at a launch, {step.launches / many:.0f} launches a frame of "
+                f"{1e6 * LAUNCH_SECONDS:.0f} us: at most {1 / total:.0f} frames/s"
+            )
 
 
-def print_rows() -> None:
+def print_rows(samples: int) -> None:
     """What bounds decoding: rows that follow one another."""
-    samples = sum(n * h * w for n, h, w in PLANES.values())
     components, span = features.INTER_ANCHORS, BITS
     print(f"\nDecoding pops {samples} symbols a frame, a row of lanes after the other:")
     row = "  {:>6} {:>6} {:>7} {:>7} {:>11} {:>13} {:>12}"
     print(row.format("lanes", "ways", "rounds", "rows", "us a row", "one message", "all busy"))
-    for lanes in (64, 256, MAX_LANES):
+    for lanes in (64, 256, 1024):
         ways = rans.ways_bits(lanes)
         rounds = -(-span // ways)
         rows = samples // lanes
@@ -173,23 +296,45 @@ def print_rows() -> None:
         f"  A chunk of {CHUNK_FRAMES} such frames has {lanes} lanes (one per {SAMPLES_PER_LANE} "
         f"samples, at most {MAX_LANES});\n"
         f"  their heads cost {100 * 64 * lanes / (SAMPLE_BITS * chunk):.3f} % at "
-        f"{SAMPLE_BITS} bits a sample, and one program can hold them.\n"
-        "  A row's work is one multiprocessor's, so more lanes would not speed a message up; "
-        "more messages do:\n  as many chunks at a launch as there are multiprocessors."
+        f"{SAMPLE_BITS} bits a sample.\n"
+        "  A row's work is one multiprocessor's: many more lanes would not speed a message up, "
+        "more messages do,\n  as many chunks at a launch as there are multiprocessors."
+    )
+
+
+def print_traffic(luma: tuple[int, int], samples: int) -> None:
+    """What travels for a chunk."""
+    field = -(-luma[0] // 8) * -(-luma[1] // 8) * 4
+    heads, frames = MAX_LANES * 8 + 16, CHUNK_FRAMES
+    words = frames * samples * SAMPLE_BITS / 8
+    up, down = 2 * frames * samples, 2 * frames * field
+    print(
+        f"\nA chunk of {frames} frames travels, at {SAMPLE_BITS} bits a sample:\n"
+        f"  packing    2 uploads: planes {up / 1e6:.0f} MB, and what the CPU has coded of motion; "
+        f"3 downloads:\n             motion {down / 1e6:.1f} MB, heads {heads} B, "
+        f"words {words / 1e6:.0f} MB\n"
+        f"  unpacking  {frames + 1} uploads: words {words / 1e6:.0f} MB, for each step heads "
+        f"{heads} B and motion {2 * field / 1e6:.2f} MB;\n"
+        f"             {frames + 1} downloads: for each step heads, last the planes "
+        f"{up / 1e6:.0f} MB"
     )
 
 
 def main() -> None:
     model = load_model("video").network
     assert isinstance(model, VideoModel)
-    print(f"{WIDTH}x{HEIGHT} 4:2:0, 8 bits, model `video`: counted, not measured; run on no GPU")
-    for kind in ("inter", "intra"):
-        print_floors(f"{kind} frame", count_frame(model, kind))
-    print_rows()
-    print(
-        "\nNot counted, because they have no kernel: channels and anchors, adaptive filters and "
-        "scale\ncorrection, and the decisions that spell motion vectors. They run on the CPU."
-    )
+    height, width = 1080, 1920
+    print(f"{width}x{height} 4:2:0, 8 bits, model `video`: counted, not measured; run on no GPU")
+    counter = Counter(model, height, width)
+    counter.give()
+    samples = sum(h * w for h, w in counter.shapes)
+    print_step("inter frame", counter.inter(), MOST)
+    print_step("intra frame", counter.intra(), MOST)
+    search = counter.plan()
+    fields = search.work["search"].launches / 3
+    print(f"\nThe encoder's search takes {fields:.0f} launches a field more, two fields a frame.")
+    print_rows(samples)
+    print_traffic((height, width), samples)
 
 
 if __name__ == "__main__":
