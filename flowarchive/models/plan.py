@@ -17,7 +17,7 @@ Int32 = NDArray[np.int32]
 
 SEEN_FRAMES = 8  # of a chunk, to choose the shift by
 CALM = 5  # mean difference of neighbors, in sample steps, that networks still see whole
-SIGHT = 8  # one sample in so many may differ from the last frame's
+SIGHT = 4  # one sample in so many may differ from the last frame's
 CUT = 1.25  # how much worse than from its own neighbors a frame has to be from its past to be cut
 
 
