@@ -27,7 +27,7 @@ from flowarchive.features import UPDATE_CHANNELS
 from flowarchive.frames import PIXEL_LAYOUTS, VideoFormat
 from flowarchive.models.form import NEAR_FRAMES, SHIFTS
 from flowarchive.models.phasewise import _bounds
-from flowarchive.models.plan import find_near
+from flowarchive.models.plan import Plan, find_near
 from flowarchive.models.video import VideoModel
 
 tiny = functools.cache(make_video_model)
@@ -216,7 +216,10 @@ def test_a_held_frame_is_predicted_from_the_last_one_alone(monkeypatch):
     message = push(held, "YUV", 8)
     fields = Counted(monkeypatch)
     assert same(pop(message.copy(), held, "YUV", 8), held)
-    assert fields.count == 5 + 2  # the third and the fifth frame alone have two
+    plan = Plan(components, 8)
+    moves = [plan.fields(t) is not None for t in range(6)]
+    assert moves[3] and moves[5]
+    assert fields.count == sum(moves) + sum(moves[t] and moves[t - 1] for t in (2, 4))
     assert SHIFTS.pop(message, 1) == [NEAR_FRAMES]
     assert SHIFTS.pop(message, 1) == [0]
 
