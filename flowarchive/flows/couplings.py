@@ -29,6 +29,7 @@ from flowarchive import int8
 from flowarchive.flows.maps import SCALE_MAX, SHIFT_MAX, cells
 from flowarchive.flows.phases import Layout, Tensors, layer_of, layout_of
 from flowarchive.int8 import Bytes
+from flowarchive.tiles import MOST
 
 Int64 = NDArray[np.int64]
 
@@ -141,7 +142,7 @@ class Couplings:
                 continue
             steps = (y[:, row::2, column::2] - cells(fineness) // 2) >> (fineness - SEEN_BITS)
             at = int8.inside(seen)[:, : steps.shape[1], : steps.shape[2], part]
-            at[:] = np.clip(steps, -int8.MOST, int8.MOST) + int8.ZERO
+            at[:] = np.clip(steps, -MOST, MOST) + int8.ZERO
         state = self._begin[n].to_bytes((seen, context))
         state = self._block[n].to_bytes((state,), state)
         out = int8.inside(self._head[n].to_shorts((state, seen))).transpose(3, 0, 1, 2)

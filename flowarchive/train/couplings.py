@@ -14,9 +14,9 @@ from flowarchive.errors import ModelError
 from flowarchive.flows.couplings import MOVED, PARTS, SEEN_BITS, SHIFT_BITS, CouplingShape
 from flowarchive.flows.maps import SCALE_MAX, SCALES_PER_OCTAVE, SHIFT_MAX
 from flowarchive.flows.phases import PHASES, Tensors
-from flowarchive.int8 import MOST, SHORT_MOST
 from flowarchive.models.chain import coupling_shapes
 from flowarchive.models.video import VideoModel
+from flowarchive.tiles import MOST, SHORT_MOST
 
 BASE = "video"
 """The packaged model whose networks a `chain` model takes over."""
