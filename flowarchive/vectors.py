@@ -23,6 +23,11 @@ def lanes(kind: Any, count: int) -> Any:
     return ir.VectorType(kind, count)
 
 
+def has_vnni(context: Any) -> bool:
+    """Whether the processor that code is written for multiplies and adds in one instruction."""
+    return "+avx512vnni" in context.codegen()._tm_features
+
+
 class Value:
     """One number or a vector, as the instructions of a builder see it."""
 
@@ -69,6 +74,15 @@ class Value:
     def at_most(self, high: Value | int) -> Value:
         """The lesser integer."""
         return self._chosen(">", high)
+
+    def magnitude(self) -> Value:
+        """Without the sign."""
+        return self.unless(self, "<", self.constant(0), self.constant(0) - self)
+
+    def reaches(self, bound: Value | int) -> Value:
+        """1 where the bound is not greater, 0 elsewhere."""
+        holds = self._builder.icmp_signed(">=", self.value, self._other(bound).value)
+        return self._of(self._builder.zext(holds, self.kind))
 
     def unless(self, a: Value, relation: str, b: Value, other: Value) -> Value:
         """This value, or another where a relation of two integers holds."""
@@ -133,6 +147,33 @@ class Value:
         declare: Any = cgutils.get_or_insert_function
         declared = declare(self._builder.module, function, name)
         return self._of(self._builder.call(declared, [value.value for value in args]))
+
+    def plus_pair_products(self, a: Value, b: Value, context: Any) -> Value:
+        """Add the products of 16-bit numbers, those of two neighbors to each 32-bit lane.
+
+        Args:
+            a: A vector of twice as many lanes; this one has 8 or 16.
+            b: Alike.
+            context: Of the code that is written; it knows the processor.
+        """
+        count = self.kind.count
+        if has_vnni(context):
+            # LLVM takes the pairs for lanes of 32 bits.
+            name = f"llvm.x86.avx512.vpdpwssd.{32 * count}"
+            function = ir.FunctionType(self.kind, [self.kind] * 3)
+            return self.call(name, function, self, a.bits(self.kind), b.bits(self.kind))
+        if "+avx2" in context.codegen()._tm_features:
+            function = ir.FunctionType(lanes(INT32, 8), [lanes(INT16, 16)] * 2)
+            low, *high = (
+                self.call("llvm.x86.avx2.pmadd.wd", function, a.picked(part), b.picked(part))
+                for part in (list(range(n, n + 16)) for n in range(0, 2 * count, 16))
+            )
+            return self + low.picked(list(range(count)), *high)
+        total = self
+        for odd in range(2):
+            part = list(range(odd, 2 * count, 2))
+            total += a.picked(part).to(self.kind) * b.picked(part).to(self.kind)
+        return total
 
     def range(self) -> Any:
         """Repeat what is written under `with` as often as this number says, with an index."""
