@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 from llvmlite import binding
+from numba.core import environment
 from numba.core.caching import FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.runtime.nrt import rtsys
@@ -51,6 +52,24 @@ class _MachineCode(FunctionCache):
             found.library.__class__ = _Library
             found.library.to_inline = to_inline
             return found
+
+
+def _environment(module: str, constants: list[Any], name: str) -> Any:
+    """Return what machine code holds of Python: constants, but not its module's globals.
+
+    For these, which nothing reads, numba would import its code of arrays: a twentieth of a second.
+    """
+    found: Any = environment.lookup_environment(name)  # type: ignore[no-untyped-call]
+    if found is None:
+        found = environment.Environment({"__name__": module})
+        found.consts[:] = constants
+        found.env_name = name
+        environment.Environment._memo[name] = found
+    return found
+
+
+# What is on disk asks for this by name.
+environment._rebuild_env = _environment
 
 
 class _Library(JITCodeLibrary):
