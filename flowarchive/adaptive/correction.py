@@ -30,12 +30,11 @@ from numpy.typing import NDArray
 
 from flowarchive.adaptive.predictor import LEVEL_GROUPS
 from flowarchive.entropy.cumulative import (
-    DELTA_BITS,
     SCALE_COUNT,
     SIG_BITS,
-    SIG_RANGE,
     WEIGHT_BITS,
     search_tables,
+    write_sigmoid,
 )
 from flowarchive.lattice import PHASES
 from flowarchive.loops import compiled
@@ -64,9 +63,6 @@ _RELUCTANCE = 500
 _COST_BITS = 8
 # From the product of a distance and a reciprocal to an argument, at scale index 0.
 _SHIFT = 7
-# Arguments of the sigmoid are in 2**-20, a step of its table is 2**14 of them.
-_STEP_BITS = 14
-_LIMIT = SIG_RANGE << 20
 # Of a float64: bits of the fraction behind the first _COST_BITS, and what is added to exponents.
 _FRACTION_REST = 52 - _COST_BITS
 _EXPONENT_BIAS = 1023
@@ -284,16 +280,8 @@ def _inside(left: Value, scale: Value, packed: Value, reciprocals: Value) -> Val
     index = scale.clamped(0, SCALE_COUNT - 1)
     reciprocal = (reciprocals + (index & 7) * 8).gather(INT64)
     shift = (index >> 3) + _SHIFT
-    below, upto = (_sigmoid(edge, reciprocal, shift, packed) for edge in (left, left + 256))
+    below, upto = (write_sigmoid(edge, reciprocal, shift, packed) for edge in (left, left + 256))
     return upto - below
-
-
-def _sigmoid(distance: Value, reciprocal: Value, shift: Value, packed: Value) -> Value:
-    """2**24 * sigmoid(distance / 256 / scale), as `entropy.cumulative` interpolates it."""
-    argument = ((distance * reciprocal) >> shift).clamped(-_LIMIT, _LIMIT - 1) + _LIMIT
-    pair = (packed + (argument >> _STEP_BITS) * 8).gather(INT64)
-    rest = (pair & ((1 << DELTA_BITS) - 1)) * (argument & ((1 << _STEP_BITS) - 1))
-    return (pair >> DELTA_BITS) + (rest >> _STEP_BITS)
 
 
 def _cost(total: Value, logs: Value) -> Value:

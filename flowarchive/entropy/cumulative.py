@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from decimal import Decimal, localcontext
 from functools import cache
+from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from flowarchive.ans import refill_row
 from flowarchive.loops import compiled
+from flowarchive.vectors import INT32, INT64, Value, lanes
 
 MEAN_BITS = 8
 """Means are in 1/256 of a symbol step."""
@@ -60,8 +64,8 @@ _GUESS_SCALE_BITS = 13
 _GUESS_SHIFT = 10 + _GUESS_SCALE_BITS - MEAN_BITS
 # Newton steps before a search falls back on halving.
 _NEWTON_STEPS = 8
-# Symbols whose sums are worked out together: the scratch arrays stay in the first-level cache.
-_GROUP = 256
+# Symbols whose sums are worked out together, in vectors of so many.
+_GROUP, LANES = 256, 8
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -149,14 +153,12 @@ def _ends(
 ) -> None:
     """Write C(z) and C(z + 1) of `count` symbols to `left` and `right`.
 
-    Component by component over many symbols, so that the compiler can use vector instructions.
-
     Args:
         z: Symbols in [low, high].
         row: The parameters' row of each.
         count: How many of the leading entries to work on.
         components: K.
-        mean: [n * K], as the rest flat, which spares the loops a second stride.
+        mean: [n * K], as the rest flat.
         scale: [n * K].
         weight: [n * K].
         low: The least symbol.
@@ -167,25 +169,95 @@ def _ends(
         left: Receives C(z).
         right: Receives C(z + 1).
     """
-    for j in range(count):
-        left[j] = 0
-        right[j] = 0
-    for k in range(components):
-        for j in range(count):
+    size = 8 * LANES
+    whole = count // LANES
+    for block in range(whole):
+        _find_ends(
+            z.ctypes.data + block * size,
+            row.ctypes.data + block * size,
+            components,
+            mean.ctypes.data,
+            scale.ctypes.data,
+            weight.ctypes.data,
+            low,
+            high,
+            total,
+            packed.ctypes.data,
+            reciprocals.ctypes.data,
+            left.ctypes.data + block * size,
+            right.ctypes.data + block * size,
+        )  # type: ignore[call-arg]
+    # A search ends with a few symbols, for which whole vectors take longer.
+    mass = total - (high - low + 1)
+    for j in range(whole * LANES, count):
+        below = np.int64(0)
+        upto = np.int64(0)
+        for k in range(components):
             at = np.uint64(row[j] * components + k)
             index = np.int64(scale[at])
             reciprocal = reciprocals[np.uint64(index & 7)]
             shift = 7 + (index >> 3)
             distance = ((2 * z[j] - 1) << 7) - np.int64(mean[at])
             share = np.int64(weight[at])
-            left[j] += share * interpolate_sigmoid(distance, reciprocal, shift, packed)
-            right[j] += share * interpolate_sigmoid(distance + 256, reciprocal, shift, packed)
-    mass = total - (high - low + 1)
-    for j in range(count):
-        below = (((left[j] >> _SUM_DROP) * mass) >> _SUM_BITS) + z[j] - low
-        upto = (((right[j] >> _SUM_DROP) * mass) >> _SUM_BITS) + z[j] - low + 1
-        left[j] = 0 if z[j] == low else below
+            below += share * interpolate_sigmoid(distance, reciprocal, shift, packed)
+            upto += share * interpolate_sigmoid(distance + 256, reciprocal, shift, packed)
+        place = z[j] - low
+        left[j] = 0 if z[j] == low else (((below >> _SUM_DROP) * mass) >> _SUM_BITS) + place
+        upto = (((upto >> _SUM_DROP) * mass) >> _SUM_BITS) + place + 1
         right[j] = total if z[j] == high else upto
+
+
+@intrinsic
+def _find_ends(
+    typing: Any, z: Any, row: Any, components: Any, mean: Any, scale: Any, weight: Any, low: Any,
+    high: Any, total: Any, packed: Any, reciprocals: Any, left: Any, right: Any,
+) -> Any:  # fmt: skip
+    """Write the ends of LANES symbols; arrays are addresses, see `_ends`."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _write_ends(*(Value(builder, value) for value in args))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 13), write
+
+
+def _write_ends(
+    z: Value, row: Value, components: Value, mean: Value, scale: Value, weight: Value, low: Value,
+    high: Value, total: Value, packed: Value, reciprocals: Value, left: Value, right: Value,
+) -> None:  # fmt: skip
+    """Write the code of `_find_ends`."""
+    whole = lanes(INT64, LANES)
+    symbols = z.load(whole)
+    edge = (symbols * 2 - 1) * 128
+    rows = row.load(whole) * (components * 4).spread(LANES)
+    sigmoids, octave = packed.spread(LANES), reciprocals.spread(LANES)
+    sums = [symbols.constant(0).variable() for _ in range(2)]
+    with components.range() as k:
+        index, share, center = (
+            ((array + k * 4).spread(LANES) + rows).gather(INT32).to(whole)
+            for array in (scale, weight, mean)
+        )
+        reciprocal, shift = (octave + (index & 7) * 8).gather(INT64), (index >> 3) + 7
+        for n, end in enumerate(sums):
+            distance = edge - center + 256 * n
+            sigmoid = write_sigmoid(distance, reciprocal, shift, sigmoids)
+            end.set(end.get() + share * sigmoid)
+    mass = (total - (high - low + 1)).spread(LANES)
+    place = symbols - low.spread(LANES)
+    below, upto = (
+        (((end.get() >> _SUM_DROP) * mass) >> _SUM_BITS) + place + n for n, end in enumerate(sums)
+    )
+    nothing, all_ = symbols.constant(0), total.spread(LANES)
+    left.store(below.unless(symbols, "==", low.spread(LANES), nothing))
+    right.store(upto.unless(symbols, "==", high.spread(LANES), all_))
+
+
+def write_sigmoid(distance: Value, reciprocal: Value, shift: Value, packed: Value) -> Value:
+    """Write the code of `interpolate_sigmoid`, for vectors; `packed` is its table's address."""
+    argument = ((distance * reciprocal) >> shift).clamped(-_LIMIT, _LIMIT - 1) + _LIMIT
+    pair = (packed + (argument >> _STEP_BITS) * 8).gather(INT64)
+    rest = (pair & _DELTA_MASK) * (argument & _STEP_MASK)
+    return (pair >> DELTA_BITS) + (rest >> _STEP_BITS)
 
 
 @compiled
