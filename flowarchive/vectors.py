@@ -75,6 +75,15 @@ class Value:
         """The lesser integer."""
         return self._chosen(">", high)
 
+    def magnitude(self) -> Value:
+        """Without the sign."""
+        return self.unless(self, "<", self.constant(0), self.constant(0) - self)
+
+    def reaches(self, bound: Value | int) -> Value:
+        """1 where the bound is not greater, 0 elsewhere."""
+        holds = self._builder.icmp_signed(">=", self.value, self._other(bound).value)
+        return self._of(self._builder.zext(holds, self.kind))
+
     def unless(self, a: Value, relation: str, b: Value, other: Value) -> Value:
         """This value, or another where a relation of two integers holds."""
         holds = self._builder.icmp_signed(relation, a.value, b.value)
@@ -143,24 +152,23 @@ class Value:
         """Add the products of 16-bit numbers, those of two neighbors to each 32-bit lane.
 
         Args:
-            a: A vector of twice as many lanes; this one has 16.
+            a: A vector of twice as many lanes; this one has 8 or 16.
             b: Alike.
             context: Of the code that is written; it knows the processor.
         """
         count = self.kind.count
         if has_vnni(context):
             # LLVM takes the pairs for lanes of 32 bits.
-            name = "llvm.x86.avx512.vpdpwssd.512"
+            name = f"llvm.x86.avx512.vpdpwssd.{32 * count}"
             function = ir.FunctionType(self.kind, [self.kind] * 3)
             return self.call(name, function, self, a.bits(self.kind), b.bits(self.kind))
         if "+avx2" in context.codegen()._tm_features:
-            half = lanes(INT16, count)
-            function = ir.FunctionType(lanes(INT32, count // 2), [half] * 2)
-            low, high = (
+            function = ir.FunctionType(lanes(INT32, 8), [lanes(INT16, 16)] * 2)
+            low, *high = (
                 self.call("llvm.x86.avx2.pmadd.wd", function, a.picked(part), b.picked(part))
-                for part in (list(range(count)), list(range(count, 2 * count)))
+                for part in (list(range(n, n + 16)) for n in range(0, 2 * count, 16))
             )
-            return self + low.picked(list(range(count)), high)
+            return self + low.picked(list(range(count)), *high)
         total = self
         for odd in range(2):
             part = list(range(odd, 2 * count, 2))

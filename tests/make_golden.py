@@ -26,7 +26,7 @@ from container_laws import flip, join, split
 
 import flowarchive
 from flowarchive.frames import Frame
-from flowarchive.models import chain
+from flowarchive.models import chain, form, video
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 ACCEPT = {**tiny.CASES, **tiny.VIDEO_CASES, **tiny.CHAIN_CASES, **tiny.PIXEL_CASES}
@@ -300,7 +300,27 @@ WALK_BASE = "video-cuts"
 WALK_REJECT: dict[str, Callable[[bytes], bytes]] = {
     "FormatError-video-bits-left-over": message(lambda data: data[:8] + b"\1\2\3\4" + data[8:]),
     "MessageExhausted-video": message(lambda data: data[:8] + data[12:]),
+    "FormatError-video-shift": lambda _: with_front([1]),
+    "FormatError-video-near-shift": lambda _: with_front([15, 1]),
+    "FormatError-video-near-twice": lambda _: with_front([15, 15]),
 }
+
+
+def with_front(symbols: list[int]) -> bytes:
+    """The archive written anew, with other symbols where the shift stands."""
+
+    def say(code: Callable[[Any, int], int], *_: Any) -> tuple[int, Any]:
+        for symbol in symbols:
+            code(form.SHIFTS, symbol)
+        return 0, form.KINDS
+
+    case = ACCEPT[WALK_BASE]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        mock.patch.object(video, "code_front", say),
+    ):
+        model = case.write_model(Path(scratch) / "tiny.safetensors", len(WALK_BASE))
+        return tiny.pack_case(case, model, Path(scratch) / "new.flow").read_bytes()
 
 
 def wrong_ways(_: bytes) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flowarchive import adaptive
-from flowarchive.adaptive import DefaultFilters, LinearPredictor, rows, solve
+from flowarchive.adaptive import DefaultFilters, LinearPredictor, rows, samples, solve
 from flowarchive.adaptive.predictor import row_stride
 from flowarchive.lattice import PHASES, bordered, phase_shape
 
@@ -36,11 +36,16 @@ def as_arguments(planes: list[np.ndarray]) -> tuple:
     return (*planes[:3], tuple(planes[3:]) or None)
 
 
-def empty_batches() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def empty_batches() -> tuple[np.ndarray, ...]:
     # Poisoned: what was in a batch before must not count.
     features = np.full((16, rows.BATCH * rows.PITCH), 0x5A5A, dtype=np.int16)
     amounts = np.full((16, rows.BATCH), 0x5A5A, dtype=np.int16)
-    return features, amounts, np.zeros(16, dtype=np.int64)
+    return features, amounts, np.zeros(16, dtype=np.int64), *empty_scratch()
+
+
+def empty_scratch() -> tuple[np.ndarray, np.ndarray]:
+    paired = np.full((2, rows.BATCH * rows.PITCH), 0x5A5A, dtype=np.int16)
+    return paired, np.full((rows.PITCH, rows.PITCH), 0x5A5A, dtype=np.int32)
 
 
 def sums_of(planes: list[np.ndarray], phase: int, shift: int, *ranges: range) -> np.ndarray:
@@ -129,15 +134,45 @@ def test_the_largest_values_and_weights_do_not_overflow(taps, sign, shift):
 
 def test_a_full_batch_of_the_largest_products_fits():
     # Features of 1023 of the greatest weight: one more sample would pass 2**31.
-    batch = np.full(rows.BATCH * rows.PITCH, rows.FEATURE_LIMIT, dtype=np.int16)
+    batch = np.full(rows.BATCH * rows.PITCH, samples.FEATURE_LIMIT, dtype=np.int16)
     sums = np.zeros(rows.products(38), dtype=np.int64)
-    rows._add_products(sums, batch, np.full(rows.BATCH, 4, dtype=np.int16), rows.BATCH)
-    assert set(sums[:-1].tolist()) == {rows.BATCH * 4 * rows.FEATURE_LIMIT**2}
+    amounts = np.full(rows.BATCH, 4, dtype=np.int16)
+    rows._add_products(sums, batch, amounts, rows.BATCH, *empty_scratch())
+    assert set(sums[:-1].tolist()) == {rows.BATCH * 4 * samples.FEATURE_LIMIT**2}
     assert sums[-1] == 4 * rows.BATCH
 
 
+@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize("count", [1, 2, 31, 255, 511, 512])
+def test_products_of_any_number_of_samples(taps, count):
+    rng = np.random.default_rng(count)
+    batch = rng.integers(-1023, 1024, (rows.BATCH, rows.PITCH)).astype(np.int16)
+    amounts = rng.integers(1, 5, rows.BATCH).astype(np.int16)
+    seen, weight = batch[:count, : taps + 1].astype(int), amounts[:count].astype(int)
+    sums = np.arange(rows.products(taps))
+    rows._add_products(sums, batch.reshape(-1), amounts, count, *empty_scratch())
+    matrix = (seen.T * weight) @ seen
+    new = np.append(matrix[np.tril_indices(taps + 1)], weight.sum())
+    assert np.array_equal(sums, np.arange(new.size) + new)
+
+
+@pytest.mark.parametrize("taps", TAPS)
+@pytest.mark.parametrize("width", [2, 3, 29, 31, 32, 33, 64, 66])
+def test_rows_of_any_width(taps, width):
+    planes = some_planes(width, taps, (4, width), 200)
+    filters = some_filters(5, taps)
+    predictor = LinearPredictor(filters)
+    for phase in range(3):
+        ours = predictor.predict(*as_arguments(planes), 1, phase, 1, -WIDE, WIDE)
+        plain = linear.predictions(planes, phase, 1, -WIDE, WIDE, filters[1, phase])
+        assert np.array_equal(ours, plain)
+        count = phase_shape((4, width), PHASES[phase])[0]
+        sums = sums_of(planes, phase, 1, range(count))
+        assert sums.tolist() == linear.equations(planes, phase, 1, range(count))
+
+
 def test_the_largest_sums_are_solved():
-    most = 2**19 * 4 * rows.FEATURE_LIMIT**2 * 7
+    most = 2**19 * 4 * samples.FEATURE_LIMIT**2 * 7
     sums = np.full((3, 16, rows.products(45)), most, dtype=np.int64)
     weights = np.empty((3, 16, 45), dtype=np.int32)
     faded = solve.no_sums(3, rows.products(45))

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from llvmlite import binding
 from models import scramble
 from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
-from flowarchive import exact, int8
+from flowarchive import exact, int8, tiles
 from flowarchive.errors import ModelError
 from flowarchive.flows.phases import PhaseNet, Shape
+from flowarchive.tiles import QUAD
 from flowarchive.train.twins import PhaseTwin, frozen_tensors
 
 
@@ -56,16 +58,44 @@ def plain(
     ).T.reshape(total.shape)
 
 
-SHAPES = [(1, 1, 1), (2, 4, 5), (1, 3, 12), (1, 2, 13), (1, 2, 27)]
+SHAPES = [
+    (1, 1, 1),
+    (2, 4, 5),
+    (1, 1, 2),
+    (1, 2, 13),
+    (1, 3, 15),
+    (1, 2, 16),
+    (3, 1, 17),
+    (2, 2, 33),
+]
+
+
+@pytest.fixture(params=["amx", "vectors"])
+def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether AMX makes the sums of 3 x 3 kernels; vectors make them where it may not."""
+    if request.param == "vectors":
+        monkeypatch.setattr(int8, "has_amx", lambda: False)
+    elif not tiles.has_amx():
+        pytest.skip("needs AMX")
+    return bool(request.param == "amx")
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["bytes", "shorts"])
 @pytest.mark.parametrize("side", [1, 3])
 @pytest.mark.parametrize(
     ("outputs", "inputs", "first"),
-    [(3, 5, None), (16, 32, None), (33, 19, 16), (64, 23, 7), (30, 64, 4)],
+    [
+        (3, 2, None),
+        (3, 5, None),
+        (16, 32, None),
+        (33, 19, 16),
+        (64, 23, 7),
+        (30, 64, 4),
+        (40, 80, None),
+        (32, 80, 64),
+    ],
 )
-def test_a_convolution_of_bytes_is_the_integers(outputs, inputs, first, side, wide):
+def test_a_convolution_of_bytes_is_the_integers(outputs, inputs, first, side, wide, amx):
     random = np.random.default_rng(outputs)
     size = outputs, inputs, side, side
     largest = min(16383 if wide else 127, (1 << 24) // (140 * inputs * side**2))
@@ -76,6 +106,7 @@ def test_a_convolution_of_bytes_is_the_integers(outputs, inputs, first, side, wi
     shift = random.integers(-4, 15, outputs).astype(np.int8)
     shift[:3] = -32, 24, 0
     layer = int8.Convolution(weight, bias, shift, first)
+    assert layer.amx == (amx and side == 3)
     for shape in SHAPES:
         parts = [inputs] if first is None else [first, inputs - first]
         grids = tuple(random_grid(random, *shape, part) for part in parts)
@@ -100,7 +131,7 @@ def test_a_convolution_of_bytes_is_the_integers(outputs, inputs, first, side, wi
 
 
 @pytest.mark.parametrize("shift", range(-2, 25))
-def test_halves_are_rounded_up_at_every_tie(shift):
+def test_halves_are_rounded_up_at_every_tie(shift, amx):
     # One input of 1 makes a sum the bias, and that a tie, a step below or a step above.
     half = 1 << shift >> 1 if shift > 0 else 0
     near = np.tile([-1, 0, 1], 8)
@@ -109,8 +140,9 @@ def test_halves_are_rounded_up_at_every_tie(shift):
     shifts = np.full(24, shift, dtype=np.int8)
     x = int8.grid(1, 1, 1, 4)
     for kind in (np.int8, np.int16):
-        weight = np.zeros((24, 4, 1, 1), dtype=kind)
+        weight = np.zeros((24, 4, 3, 3), dtype=kind)
         layer = int8.Convolution(weight, bias, shifts)
+        assert layer.amx == amx
         expected = plain(weight, bias, shifts, np.zeros((1, 1, 1, 4)))
         if kind == np.int16:
             found = int8.inside(layer.to_shorts((x,)))[..., :24]
@@ -125,6 +157,44 @@ def test_shifts_out_of_their_range_are_refused(shift):
     zeros = np.zeros((1, 1, 1, 1), dtype=np.int8)
     with pytest.raises(ModelError, match="shift"):
         int8.Convolution(zeros, np.zeros(1, np.int32), np.full(1, shift, np.int8))
+
+
+@pytest.mark.skipif(not tiles.has_amx(), reason="needs AMX")
+@pytest.mark.parametrize("wide", [False, True], ids=["bytes", "shorts"])
+@pytest.mark.parametrize("quads", range(1, 21))
+def test_amx_makes_what_vectors_make(quads, wide, monkeypatch):
+    random = np.random.default_rng(quads)
+    inputs = QUAD * quads
+    weight = random.integers(-100, 101, (48, inputs, 3, 3)).astype(np.int16 if wide else np.int8)
+    bias = random.integers(-9999, 9999, 48).astype(np.int32)
+    shift = random.integers(-2, 12, 48).astype(np.int8)
+    for first in (None, *{QUAD, inputs - QUAD} - {0, inputs}):
+        grids = tuple(
+            random_grid(random, 1, 7, 45, part)
+            for part in ([inputs] if first is None else [first, inputs - first])
+        )
+        found = []
+        for amx in (True, False):
+            monkeypatch.setattr(int8, "has_amx", lambda amx=amx: amx)
+            layer = int8.Convolution(weight, bias, shift, first)
+            assert layer.amx == amx
+            found.append(int8.inside((layer.to_shorts if wide else layer.to_bytes)(grids)))
+        assert np.array_equal(*found)
+
+
+def test_amx_is_left_alone_where_linux_forbids_it(monkeypatch):
+    class Forbidding:
+        def __init__(self, name: None) -> None:
+            pass
+
+        def syscall(self, *numbers: object) -> int:
+            return -1
+
+    monkeypatch.setattr(tiles.ctypes, "CDLL", Forbidding)
+    assert not tiles.has_amx.__wrapped__()
+    monkeypatch.undo()
+    monkeypatch.setattr(tiles.sys, "platform", "win32")
+    assert not tiles.has_amx.__wrapped__()
 
 
 def make_nets(shape: Shape, seed: int) -> tuple[PhaseTwin, PhaseNet]:
@@ -165,23 +235,34 @@ def phases_hash() -> str:
     return digest.hexdigest()
 
 
-def has(feature: str) -> bool:
-    """Whether code is compiled for a feature of processors."""
-    return feature in cpu_target.target_context.codegen()._tm_features
+def way() -> str:
+    """How sums are made."""
+    features = cpu_target.target_context.codegen()._tm_features
+    if tiles.has_amx():
+        return "amx"
+    return next((way for way in ("avx512vnni", "avx2") if f"+{way}" in features), "plain")
+
+
+HOST = binding.get_host_cpu_features()
 
 
 @pytest.mark.parametrize(
-    ("name", "features", "avx2"),
-    [("generic", "", False), ("haswell", "+sse4.2,+avx,+avx2", True)],
+    ("expected", "name", "features"),
+    [
+        ("plain", "generic", ""),
+        ("avx2", "haswell", "+sse4.2,+avx,+avx2"),
+        pytest.param(
+            "avx512vnni",
+            binding.get_host_cpu_name(),
+            ",".join(f"+{f}" for f, there in HOST.items() if there and "amx" not in f),
+            marks=pytest.mark.skipif(not HOST.get("avx512vnni"), reason="needs AVX512-VNNI"),
+        ),
+    ],
 )
-def test_older_processors_give_the_same(name, features, avx2):
+def test_older_processors_give_the_same(expected, name, features):
     here = Path(__file__).parent
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import test_int8 as t; print(t.has('avx2'), t.has('vnni'), t.phases_hash())",
-        ],
+        [sys.executable, "-c", "import test_int8 as t; print(t.way(), t.phases_hash())"],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
@@ -193,4 +274,4 @@ def test_older_processors_give_the_same(name, features, avx2):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(avx2), "False", phases_hash()]
+    assert done.stdout.split() == [expected, phases_hash()]

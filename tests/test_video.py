@@ -12,20 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny as tiny_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY_VIDEO, make_video_model, noisy_frames, write_video_model
 from safetensors.torch import load, save
 
-from flowarchive import lattice, planes, store
+from flowarchive import lattice, motion, planes, store
 from flowarchive.ans import Message
 from flowarchive.archive.chunks import decode_chunk, encode_chunk
 from flowarchive.chunk import Coding
 from flowarchive.errors import CodingError, FormatError, ModelError, NotReproducible
 from flowarchive.features import UPDATE_CHANNELS
 from flowarchive.frames import PIXEL_LAYOUTS, VideoFormat
-from flowarchive.models.form import SHIFTS
+from flowarchive.models.form import NEAR_FRAMES, SHIFTS
 from flowarchive.models.phasewise import _bounds
+from flowarchive.models.plan import Plan, find_near
 from flowarchive.models.video import VideoModel
 
 tiny = functools.cache(make_video_model)
@@ -205,6 +207,35 @@ def test_random_bits_are_an_error_or_frames(pix_fmt):
             pop(message, frames, video.layout.components, video.layout.bit_depth)
         except (CodingError, FormatError):
             continue
+
+
+def test_a_held_frame_is_predicted_from_the_last_one_alone(monkeypatch):
+    held = [frame.planes for frame in tiny_cases.held(VideoFormat(24, 20, "yuv420p"))]
+    components = [planes.split(group, "YUV", 8) for group in held]
+    assert find_near(components) == [False, False, False, True, False, True]
+    message = push(held, "YUV", 8)
+    fields = Counted(monkeypatch)
+    assert same(pop(message.copy(), held, "YUV", 8), held)
+    plan = Plan(components, 8)
+    moves = [plan.fields(t) is not None for t in range(6)]
+    assert moves[3::2] == [True, True]
+    assert fields.count == sum(moves) + sum(moves[t] and moves[t - 1] for t in (2, 4))
+    assert SHIFTS.pop(message, 1) == [NEAR_FRAMES]
+    assert SHIFTS.pop(message, 1) == [0]
+
+
+class Counted:
+    """How many fields of motion are popped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        pop_field = motion.pop_field
+
+        def popped(*arguments: Any) -> motion.Field:
+            self.count += 1
+            return pop_field(*arguments)
+
+        monkeypatch.setattr(motion, "pop_field", popped)
 
 
 def test_a_shift_beyond_the_samples_is_refused():

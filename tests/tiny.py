@@ -224,6 +224,17 @@ def soft_ramps(video: VideoFormat) -> list[Frame]:
     return [Frame(tuple(planes), 0)]
 
 
+def held(video: VideoFormat) -> list[Frame]:
+    """Waves of which every second frame is held, the second time but for a sample."""
+    frames = [Frame(frame.planes, 2 * t) for t, frame in enumerate(waves(video, count=3))]
+    again = [
+        Frame(tuple(plane.copy() for plane in frame.planes), 2 * t + 1)
+        for t, frame in enumerate(frames)
+    ]
+    again[1].planes[0][0, 0] ^= 1
+    return [frame for pair in zip(frames, again, strict=True) for frame in pair]
+
+
 def waves(
     video: VideoFormat,
     count: int = 4,
@@ -404,6 +415,7 @@ VIDEO_CASES = {
             VideoFormat(27, 18, "rgb48le"), frames={"step": 257 * 6, "count": 2, "noise": 4.0}
         ),
         "video-gray12le-shift": Case(VideoFormat(21, 18, "gray12le"), frames={"noise": 4.0}),
+        "video-near": Case(VideoFormat(17, 13, "yuv420p"), make=held),
         "video-yuva420p": Case(VideoFormat(13, 10, "yuva420p")),
         "video-yuva420p-constant-y": Case(
             VideoFormat(15, 11, "yuva420p"), frames={"constant": {"Y": 16}, "count": 3}

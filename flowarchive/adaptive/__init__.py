@@ -16,7 +16,8 @@ Planes are bordered, in quarters of a sample step; their `shift` low bits are ro
 anything is multiplied.
 
     predictor   LinearPredictor, DefaultFilters
-    rows        features, classes, predictions and products: integers
+    samples     features and classes of samples: integers
+    rows        predictions of rows, and products of their features: integers
     solve       filters out of sums: ordered float64
     correction  ScaleCorrection, which puts the mixtures' scales right in the same spirit
 
@@ -36,15 +37,8 @@ from flowarchive.adaptive.predictor import (
     LinearPredictor,
     level_group,
 )
-from flowarchive.adaptive.rows import (
-    CHROMA_TAPS,
-    CLASSES,
-    LUMA_TAPS,
-    MAX_SHIFT,
-    PREDICTION_ONE,
-    WEIGHT_BITS,
-    WEIGHT_LIMIT,
-)
+from flowarchive.adaptive.rows import CLASSES, PREDICTION_ONE, WEIGHT_BITS, WEIGHT_LIMIT
+from flowarchive.adaptive.samples import CHROMA_TAPS, LUMA_TAPS, MAX_SHIFT
 
 __all__ = [
     "CHROMA_TAPS",

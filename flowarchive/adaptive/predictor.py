@@ -9,16 +9,14 @@ from numpy.typing import NDArray
 
 from flowarchive.adaptive.rows import (
     BATCH,
-    CHROMA_TAPS,
     CLASSES,
-    LUMA_TAPS,
-    PITCH,
     WEIGHT_LIMIT,
     add_rest,
     add_rows,
     predict_rows,
     products,
 )
+from flowarchive.adaptive.samples import CHROMA_TAPS, LUMA_TAPS, PITCH
 from flowarchive.adaptive.solve import fade_and_solve, no_sums
 from flowarchive.lattice import BORDER, PHASES, Int32, phase_shape
 
@@ -223,21 +221,24 @@ class _Batches:
         self.features = np.empty((CLASSES, BATCH * PITCH), dtype=np.int16)
         self.amounts = np.empty((CLASSES, BATCH), dtype=np.int16)
         self.filled = np.zeros(CLASSES, dtype=np.int64)
+        self.paired = np.empty((2, BATCH * PITCH), dtype=np.int16)
+        self.totals = np.empty((PITCH, PITCH), dtype=np.int32)
 
-    def arrays(self) -> tuple[Int16, Int16, Int64]:
+    def arrays(self) -> tuple[Int16, Int16, Int64, Int16, Int32]:
         """Return what `add_rows` takes."""
-        return self.features, self.amounts, self.filled
+        return self.features, self.amounts, self.filled, self.paired, self.totals
 
 
 def _sum_levels(sums: Int64, batches: _Batches, levels: list[_Level], frame: int) -> None:
     """Add the normal equations of a frame's levels to those of their slots."""
-    for slot in np.ndindex(LEVEL_GROUPS, len(PHASES)):
-        group, phase = slot
-        for planes, level, shift in levels:
-            if level_group(level) == group:
+    arrays = batches.arrays()
+    for group in range(LEVEL_GROUPS):
+        of_group = [level for level in levels if level_group(level.level) == group]
+        for number, phase in enumerate(PHASES):
+            of_slot = sums[group, number]
+            for planes, _, shift in of_group:
                 h, w = planes[0].shape[0] - 2 * BORDER, planes[0].shape[1] - 2 * BORDER
-                shape = phase_shape((h, w), PHASES[phase])
-                stride = row_stride(shape)
-                first, last = frame % stride, shape[0]
-                add_rows(sums[slot], *batches.arrays(), *planes, phase, shift, first, last, stride)
-        add_rest(sums[slot], *batches.arrays())
+                rows, columns = phase_shape((h, w), phase)
+                stride = row_stride((rows, columns))
+                add_rows(of_slot, *arrays, *planes, number, shift, frame % stride, rows, stride)
+            add_rest(of_slot, *arrays)

@@ -9,7 +9,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from flowarchive.adaptive.rows import CLASSES, MOST_HALVINGS, WEIGHT_BITS, WEIGHT_LIMIT
+from flowarchive.adaptive.rows import CLASSES, WEIGHT_BITS, WEIGHT_LIMIT
+from flowarchive.adaptive.samples import MOST_HALVINGS
 from flowarchive.lattice import Int32
 from flowarchive.loops import compiled
 from flowarchive.vectors import FLOAT64, Value, lanes

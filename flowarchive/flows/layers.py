@@ -41,6 +41,7 @@ from flowarchive.flows.maps import (
     mixture_weights,
 )
 from flowarchive.int8 import Bytes
+from flowarchive.tiles import MOST
 
 Int64 = NDArray[np.int64]
 
@@ -273,7 +274,7 @@ def _seen(y: Int64, moved: Sequence[int], context: Bytes, fineness: int) -> Byte
         if part not in moved:
             steps = (part_of(y, part) - cells(fineness) // 2) >> (fineness - SEEN_BITS)
             at = int8.inside(seen)[:, : steps.shape[1], : steps.shape[2], part]
-            at[:] = np.clip(steps, -int8.MOST, int8.MOST) + int8.ZERO
+            at[:] = np.clip(steps, -MOST, MOST) + int8.ZERO
     return seen
 
 

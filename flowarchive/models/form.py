@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flowarchive import planes
@@ -15,7 +16,14 @@ BATCH_SAMPLES = 1 << 20
 """Intra frames go together while they have no more luma samples than this."""
 
 SHIFTS = Table([1] * 16)
+NEAR_FRAMES = 15
+"""In the place of the shift: that follows, and frames are of NEAR_KINDS."""
+
+INTRA, INTER, NEAR = range(3)
+"""Frames that stand on their own, are predicted from the past, and from the last frame alone."""
+
 KINDS = Table([1, 1])
+NEAR_KINDS = Table([1, 2, 1])
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,23 @@ class Form:
         return Range(-half, half - 1, self.bits, self.shift)
 
 
-def check_shift(shift: int, bits: int) -> int:
-    """Check how many low bits networks do not see.
+def code_front(
+    code: Callable[[Table, int], int], shift: int, has_near: bool, bits: int
+) -> tuple[int, Table]:
+    """Code what a chunk begins with: how many low bits networks do not see, and what kinds it has.
+
+    Args:
+        code: Codes one symbol under a table and returns it.
+        shift: The encoder's choice; a decoder's does not matter.
+        has_near: Alike, whether there are frames that are predicted from the last one alone.
+        bits: Depth of the samples.
 
     Raises:
         FormatError: No encoder would say so.
     """
-    if shift > min(MAX_SHIFT, bits - planes.MIN_BITS):
-        raise FormatError(f"networks cannot pass over {shift} of {bits} bits")
-    return shift
+    said, kinds = code(SHIFTS, NEAR_FRAMES if has_near else shift), KINDS
+    if said == NEAR_FRAMES:
+        said, kinds = code(SHIFTS, shift), NEAR_KINDS
+    if said > min(MAX_SHIFT, bits - planes.MIN_BITS):
+        raise FormatError(f"networks cannot pass over {said} of {bits} bits")
+    return said, kinds

@@ -14,6 +14,7 @@ pushed, unknown ones are popped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -27,14 +28,14 @@ from flowarchive.adaptive.correction import log_table
 from flowarchive.ans import Message
 from flowarchive.codec import find_intervals
 from flowarchive.device import Kernels, Session
-from flowarchive.entropy import sigmoid_table
+from flowarchive.entropy import Table, sigmoid_table
 from flowarchive.entropy.cumulative import RECIPROCALS
 from flowarchive.errors import FormatError, MessageExhausted
 from flowarchive.features import log_table as channel_logs
 from flowarchive.flows.phases import PhaseNet
-from flowarchive.models.form import BATCH_SAMPLES, KINDS, SHIFTS, Form, check_shift
+from flowarchive.models.form import BATCH_SAMPLES, INTER, INTRA, NEAR, Form, code_front
 from flowarchive.models.mixtures import weight_table
-from flowarchive.models.plan import choose_shift
+from flowarchive.models.plan import choose_shift, find_near
 from flowarchive.models.together import Together
 
 Int32 = NDArray[np.int32]
@@ -79,11 +80,11 @@ class Step(NamedTuple):
 class _End(Protocol):
     """What a chunk asks of the CPU's part of one end."""
 
-    def shift(self) -> int:
-        """Code how many low bits networks do not see."""
+    def front(self, bits: int) -> tuple[int, Table]:
+        """Code what a chunk begins with; see `form.code_front`."""
 
-    def has_past(self, t: int) -> bool:
-        """Code whether a frame is predicted from the past."""
+    def kind(self, t: int, kinds: Table) -> int:
+        """Code a frame's kind."""
 
     def field(
         self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
@@ -104,26 +105,26 @@ def steps(end: _End, form: Form, frames: int, luma: tuple[int, int], fits: bool)
     Raises:
         FormatError: The bits say what no encoder would.
     """
-    shift = end.shift()
-    check_shift(shift, form.bits)
+    shift, kinds = end.front(form.bits)
     models = motion.VectorModel(), motion.VectorModel()
     before, known = motion.zero_field(luma), 0  # frames that a field may refer to
     waiting = 0
     for t in range(frames):
-        has_past = t > 0 and end.has_past(t)
-        if has_past and not fits:
+        kind = end.kind(t, kinds) if t else INTRA
+        if kind != INTRA and not fits:
             raise FormatError("a frame's planes do not fit its motion")
         full = (waiting + 1) * luma[0] * luma[1] > BATCH_SAMPLES
-        if waiting and (has_past or full):
+        if waiting and (kind != INTRA or full):
             yield Step(False, False, t - waiting, waiting, shift)
             waiting, before, known = 0, motion.zero_field(luma), 1
-        if not has_past:
+        if kind == INTRA:
             waiting += 1
             continue
         before = end.field(t, 0, before, models[0])
-        if known > 1:
+        both = known > 1 and kind == INTER
+        if both:
             end.field(t, 1, motion.doubled(before), models[1])
-        yield Step(True, known > 1, t, 1, shift)
+        yield Step(True, both, t, 1, shift)
         known = 2
     if waiting:
         yield Step(False, False, frames - waiting, waiting, shift)
@@ -137,21 +138,23 @@ class _Known:
         session: Session,
         chunk: int,
         shift: int,
+        near: Sequence[bool],
         fields: NDArray[np.int16],
         cuts: Sequence[bool],
     ) -> None:
         self._session, self._chunk, self._shift = session, chunk, shift
-        self._fields, self._cuts = fields, cuts
+        self._near, self._fields, self._cuts = near, fields, cuts
 
-    def shift(self) -> int:
-        found = find_intervals(SHIFTS, np.array([self._shift], dtype=np.int32))
-        self._session.keep(self._chunk, 0, *found)
-        return self._shift
+    def front(self, bits: int) -> tuple[int, Table]:
+        return code_front(partial(self._keep, 0), self._shift, any(self._near), bits)
 
-    def has_past(self, t: int) -> bool:
-        found = find_intervals(KINDS, np.array([not self._cuts[t]], dtype=np.int32))
+    def kind(self, t: int, kinds: Table) -> int:
+        return self._keep(t, kinds, INTRA if self._cuts[t] else NEAR if self._near[t] else INTER)
+
+    def _keep(self, t: int, table: Table, symbol: int) -> int:
+        found = find_intervals(table, np.array([symbol], dtype=np.int32))
         self._session.keep(self._chunk, t, *found)
-        return not self._cuts[t]
+        return symbol
 
     def field(
         self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
@@ -169,11 +172,14 @@ class _Unknown:
         self._message, self._luma = message, luma
         self.fields: list[motion.Field] = []
 
-    def shift(self) -> int:
-        return int(SHIFTS.pop(self._message, 1)[0])
+    def front(self, bits: int) -> tuple[int, Table]:
+        return code_front(lambda table, _: self._pop(table), 0, False, bits)
 
-    def has_past(self, t: int) -> bool:
-        return bool(KINDS.pop(self._message, 1)[0])
+    def kind(self, t: int, kinds: Table) -> int:
+        return self._pop(kinds)
+
+    def _pop(self, table: Table) -> int:
+        return int(table.pop(self._message, 1)[0])
 
     def field(
         self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
@@ -261,7 +267,7 @@ class Device:
         copies = [message.copy() for message in messages]
         done = _pop_chunks(session, copies, unknown, form)
         for message, left in zip(messages, copies, strict=True):
-            message.become(left)
+            message.head[:], message.tail, message.size = left.head, left.tail, left.size
         return done
 
     def _session(self, frames: Sequence[planes.Components], chunks: int, form: Form) -> Session:
@@ -290,8 +296,9 @@ def _push_chunks(
     if fits and count > 1:
         fields, sums = session.plan()
         cuts = 4 * sums[..., 0] > 5 * sums[..., 1]
+    near = [find_near(frames) for frames in chunks]
     walks = [
-        steps(_Known(session, n, shift, fields[n], cuts[n]), form, count, luma, fits)
+        steps(_Known(session, n, shift, near[n], fields[n], cuts[n]), form, count, luma, fits)
         for n, shift in enumerate(shifts)
     ]
     while any(_advance(session, walks)):

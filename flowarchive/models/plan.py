@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ Int32 = NDArray[np.int32]
 
 SEEN_FRAMES = 8  # of a chunk, to choose the shift by
 CALM = 5  # mean difference of neighbors, in sample steps, that networks still see whole
+SIGHT = 4  # one sample in so many may differ from the last frame's
 CUT = 1.25  # how much worse than from its own neighbors a frame has to be from its past to be cut
 
 
@@ -26,6 +28,10 @@ class Plan:
         frames: In display order.
         bits: Depth of their samples.
         executor: Searches ahead of who asks; None to search when asked.
+
+    Attributes:
+        shift: See `choose_shift`.
+        near: See `find_near`.
     """
 
     def __init__(
@@ -35,6 +41,7 @@ class Plan:
         executor: Executor | None = None,
     ) -> None:
         self.shift = choose_shift(frames, bits)
+        self.near = find_near(frames)
         self._frames, self._bits, self._executor = frames, bits, executor
         self._pictures: dict[int, motion.Picture] = {}
         self._found: list[tuple[motion.Field, motion.Field] | None] = [None]
@@ -67,7 +74,7 @@ class Plan:
         compensated = motion.compensate(last, first, luma.shape, -limit, limit - 1)
         if _is_cut(luma, compensated):
             self._found.append(None)
-        elif before is None:
+        elif before is None or self.near[t]:
             self._found.append((first, first))
         else:
             second = motion.search(picture, self._picture(t - 2), motion.doubled(first))
@@ -78,6 +85,15 @@ class Plan:
         if t not in self._pictures:
             self._pictures[t] = motion.Picture(self._frames[t].luma, self._bits)
         return self._pictures[t]
+
+
+def find_near(frames: Sequence[planes.Components]) -> list[bool]:
+    """Say which frames almost repeat the last one, so that the one before has nothing to add."""
+    lumas = [frame.luma for frame in frames]
+    near = [
+        bool(SIGHT * np.count_nonzero(last != luma) <= luma.size) for last, luma in pairwise(lumas)
+    ]
+    return [False, False, *near[1:]][: len(frames)]
 
 
 def choose_shift(frames: Sequence[planes.Components], bits: int) -> int:

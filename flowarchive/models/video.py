@@ -28,10 +28,11 @@ from flowarchive.adaptive import LinearPredictor, ScaleCorrection
 from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
 from flowarchive.device import Kernels
+from flowarchive.entropy import Table
 from flowarchive.errors import FormatError, ModelError
 from flowarchive.flows.phases import Layout, PhaseNet, Shape, Tensors
 from flowarchive.models.answer import noise
-from flowarchive.models.form import BATCH_SAMPLES, KINDS, SHIFTS, Form, check_shift
+from flowarchive.models.form import BATCH_SAMPLES, INTER, INTRA, NEAR, Form, code_front
 from flowarchive.models.offload import Device
 from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes
 from flowarchive.models.plan import Plan
@@ -47,6 +48,7 @@ class _Past:
 
     Attributes:
         learning: What the predictors of each part are still learning in another thread.
+        count: From how many frames, at most, the next one is predicted.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class _Past:
         predictors: list[list[LinearPredictor]],
     ) -> None:
         self.learning: list[list[Future[None]]] = [[] for _ in predictors]
+        self.count = 2
         self._shape, self._predictors = shape, predictors
         self._corrections = [ScaleCorrection() for _ in predictors]
         self._vectors = motion.VectorModel(), motion.VectorModel()
@@ -73,11 +76,11 @@ class _Past:
     def code_fields(
         self, coder: Coder, fields: tuple[motion.Field, motion.Field] | None
     ) -> list[motion.Field]:
-        """Code a frame's motion against the one or two frames there are."""
+        """Code a frame's motion against the one or two frames that it is predicted from."""
         first, second = fields or (None, None)
         first = coder.field(first, self._shape, self._field, self._vectors[0])
         self._field = first
-        if len(self._frames) == 1:
+        if min(self.count, len(self._frames)) == 1:
             return [first]
         hints = motion.doubled(first)
         return [first, coder.field(second, self._shape, hints, self._vectors[1])]
@@ -91,7 +94,7 @@ class _Past:
                 walk.start(motion.compensate, plane, field, self._shape, samples.low, samples.high)
                 for plane in frame.parts[part]
             ]
-            for frame, field in zip(self._frames, fields, strict=True)
+            for frame, field in zip(self._frames[: len(fields)], fields, strict=True)
         ]
 
     def references(self, part: int, moving: list[list[Future[Int32]]]) -> References:
@@ -210,25 +213,30 @@ class VideoModel:
         plan: Plan | None,
     ) -> Iterator[planes.Components]:
         """Code frames in display order; a `Reader`, without a plan, sees only their shapes."""
-        coder = walk.coder
-        shift = int(coder.code(SHIFTS, np.array([plan.shift if plan else 0], np.int32))[0])
-        form = Form(letters, bits, check_shift(shift, bits))
+
+        def code(table: Table, symbol: int) -> int:
+            return int(walk.coder.code(table, np.array([symbol], dtype=np.int32))[0])
+
+        shift, near = (plan.shift, plan.near) if plan else (0, [False] * len(frames))
+        shift, kinds = code_front(code, shift, any(near), bits)
+        form = Form(letters, bits, shift)
         past = _Past(frames[0].luma.shape, self._predictors(frames[0]))
         group: list[planes.Components] = []  # intra frames that wait to be coded together
         for t, frame in enumerate(frames):
             fields = plan.fields(t) if plan else None
-            kind = np.array([fields is not None], dtype=np.int32)
-            has_past = t > 0 and bool(coder.code(KINDS, kind)[0])
-            if has_past and not frame.fits_luma:
+            kind = INTRA if fields is None else NEAR if near[t] else INTER
+            kind = code(kinds, kind) if t else INTRA
+            if kind != INTRA and not frame.fits_luma:
                 raise FormatError("a frame's planes do not fit its motion")
             full = (len(group) + 1) * frame.luma.size > BATCH_SAMPLES
-            if group and (has_past or full):
+            if group and (kind != INTRA or full):
                 yield from self._code_intra(walk, group, past, form)
                 group.clear()
-            if has_past:
-                yield self._code_inter(walk, frame, fields, past, form)
-            else:
+            if kind == INTRA:
                 group.append(frame)
+                continue
+            past.count = 1 if kind == NEAR else 2
+            yield self._code_inter(walk, frame, fields, past, form)
         if group:
             yield from self._code_intra(walk, group, past, form)
 

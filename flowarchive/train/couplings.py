@@ -32,9 +32,9 @@ from flowarchive.flows.maps import (
 )
 from flowarchive.flows.phases import PHASES, Tensors
 from flowarchive.flows.twins import move_affine, move_mixture
-from flowarchive.int8 import MOST, SHORT_MOST
 from flowarchive.models.chain import coupling_shapes
 from flowarchive.models.video import VideoModel
+from flowarchive.tiles import MOST, SHORT_MOST
 
 BASE = "video"
 """The packaged model whose networks a `chain` model takes over."""

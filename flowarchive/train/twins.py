@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from flowarchive import exact
 from flowarchive.flows.phases import PHASES, Shape, Tensors
-from flowarchive.int8 import SHORT_MOST
 from flowarchive.models.idf import IdfModel
 from flowarchive.models.video import filter_shapes, net_shapes
+from flowarchive.tiles import SHORT_MOST
 from flowarchive.train.couplings import ChainTwin
 
 OFFSET_GAIN = 7  # a weight of one turns half a sample of a channel into half a sample of offset

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import time
 from collections.abc import Callable
@@ -165,12 +166,12 @@ def measure(clip: Path, count: int, base: Any, twins: dict[str, ChainTwin]) -> R
 
     video_bits, video_speed = code(base)
     chain_bits, chain_speed = code(chain)
-    random, saved = np.random.default_rng(0), dict.fromkeys(VARIANTS, 0.0)
+    random, saved = np.random.default_rng(0), dict.fromkeys(twins, 0.0)
     for couplings, example in chain.look(frames, letters, bits):
         batch = lay_out(chain.key_of(couplings), [whole_squares(example)], random)
-        for name, saves in VARIANTS.items():
+        for name, twin in twins.items():
             with torch.no_grad():
-                found = float(saves(flow_of(twins[name], batch), batch).sum())
+                found = float(VARIANTS[name](flow_of(twin, batch), batch).sum())
             saved[name] += max(0.0, found - 1)
     network_time = chain.network_seconds()
     slower = tuple(1 / (1 / speed + network_time / len(frames)) for speed in video_speed)
@@ -230,6 +231,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clips", nargs="*", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="where the config's clips are")
+    parser.add_argument(
+        "--layers", help="other layers of the flow, as JSON; then it is trained alone"
+    )
+    parser.add_argument("--tilted", action="store_true", help="let places lean, in that flow")
     parser.add_argument("--minutes", type=float, default=6.0, help="of training, for each use")
     parser.add_argument("--frames", type=int, default=4, help="of each clip")
     options = parser.parse_args()
@@ -237,10 +242,14 @@ def main() -> None:
     torch.manual_seed(0)
     config = read_config(CONFIG, options.data)
     part = FlowPart(config.parts["flow"], options.data)
+    uses = VARIANTS
+    if options.layers is not None:
+        uses = {"flow": gain}
+        config.model["flow"] |= {"layers": json.loads(options.layers), "tilted": options.tilted}
     fresh = ChainTwin(config.model)
     part.open(fresh, 0)
     twins = {}
-    for name, saves in VARIANTS.items():
+    for name, saves in uses.items():
         print(f"\n{name}: ", end="")
         twins[name] = train(copy.deepcopy(fresh), part, saves, options.minutes)
     show_validation(part, twins)
@@ -249,30 +258,32 @@ def main() -> None:
 
 def show_validation(part: FlowPart, twins: dict[str, ChainTwin]) -> None:
     """Print bits a sample beyond the mixtures' of held-out clips' phases."""
-    print(f"\n| validation | {' | '.join(VARIANTS)} |\n|---|{'---:|' * len(VARIANTS)}")
+    print(f"\n| validation | {' | '.join(twins)} |\n|---|{'---:|' * len(twins)}")
     groups: dict[str, dict[str, list[float]]] = {}
     random = np.random.default_rng(0)
     for name, key, example in part._held_out:
         batch = lay_out(key, [whole_squares(example)], random)
-        place = groups.setdefault(name.rsplit(" ", 1)[0], {use: [] for use in VARIANTS})
-        for use, saves in VARIANTS.items():
+        place = groups.setdefault(name.rsplit(" ", 1)[0], {use: [] for use in twins})
+        for use, twin in twins.items():
             with torch.no_grad():
-                place[use].append(-float(saves(flow_of(twins[use], batch), batch).mean()))
+                saved = VARIANTS[use](flow_of(twin, batch), batch)
+            place[use].append(-float(saved.mean()))
     for name, found in groups.items():
-        print(f"| {name} | " + " | ".join(f"{np.mean(found[use]):+.4f}" for use in VARIANTS) + " |")
+        print(f"| {name} | " + " | ".join(f"{np.mean(found[use]):+.4f}" for use in twins) + " |")
 
 
 def show_clips(clips: list[Path], count: int, twins: dict[str, ChainTwin]) -> None:
     """Print bits a sample and frames a second of clips."""
     base = store.load_packaged("video").network
     rows = []
-    print("\n| clip | video | flow, coded | flow | integer | correction |\n|---|" + "---:|" * 5)
+    uses = " | ".join(twins)
+    print(f"\n| clip | video | flow, coded | {uses} |\n|---|---:|---:|{'---:|' * len(twins)}")
     for clip in clips:
         row = measure(clip, count, base, twins)
         rows.append((clip.name, row))
         ideal = " | ".join(
             f"{row.ideal[name]:.4f} ({100 * (row.ideal[name] / row.video - 1):+.2f} %)"
-            for name in VARIANTS
+            for name in twins
         )
         print(f"| {clip.name} | {row.video:.4f} | {row.coded:.4f} | {ideal} |", flush=True)
     print("\n| frames/s, packing / unpacking | video | flow | integer |\n|---|" + "---:|" * 3)

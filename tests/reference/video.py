@@ -53,6 +53,10 @@ class Walk:
         self.message, self.model, self.bits = message, model, bits
         self.shapes = shapes
         (self.shift,) = message.pop_array([Table([1] * 16)])
+        self.kinds = Table([1, 1])
+        if self.shift == 15:
+            (self.shift,) = message.pop_array([Table([1] * 16)])
+            self.kinds = Table([1, 2, 1])
         demand(self.shift <= min(8, bits - 8), "shift")
         # The parts of a frame, by the numbers of their planes.
         self.has_chroma = letters[:3] in ("YUV", "RGB")
@@ -80,11 +84,13 @@ class Walk:
         group = 0
         height, width = self.shapes[0]
         for t in range(count):
-            is_inter = t > 0 and self.message.pop_array([Table([1, 1])])[0] == 1
-            if group and (is_inter or (group + 1) * height * width > BATCH_SAMPLES):
+            kind = self.message.pop_array([self.kinds])[0] if t > 0 else 0
+            if group and (kind > 0 or (group + 1) * height * width > BATCH_SAMPLES):
                 frames += self._pop_group(group)
                 group = 0
-            if is_inter:
+            if kind > 0:
+                if kind == 2:
+                    del self.remembered[1:]
                 frames.append(self._pop_inter())
             else:
                 group += 1
