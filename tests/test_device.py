@@ -131,7 +131,7 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     assert all(message.is_drained for message in messages)
     # Intra, inter, inter; the other's cut makes one group of two frames, and a step less.
     steps = 3
-    assert (traffic.uploads, traffic.downloads) == (1 + steps, steps + 2)
+    assert (traffic.uploads, traffic.downloads) == (1 + steps, steps + 1)
     assert len(set(pops.grids)) == 1
     model.use(None)
     launches = len(pops.grids)
