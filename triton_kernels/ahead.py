@@ -392,7 +392,7 @@ CASES = [
     Case("mixtures, K 5", lambda: _mixtures(5)),
     Case("correction", _correction),
     Case("lattice", _lattice),
-    Case("search", _search, hot=False),
+    Case("search", _search),
 ]  # fmt: skip
 """Every kernel, as the default model's shapes launch it; some cases launch several."""
 

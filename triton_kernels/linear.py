@@ -232,6 +232,7 @@ def learn_kernel(
             upper = (weighted + 128) >> 8
             lower = (weighted - (upper << 8)).to(tl.int8)
             upper = upper.to(tl.int8)
+            # Of digits no sum is near 2**31, so that nothing saturates on the way.
             both = tl.dot(upper, tl.trans(high), out_dtype=tl.int32) << 8
             both += tl.dot(upper, tl.trans(low), out_dtype=tl.int32)
             both += tl.dot(lower, tl.trans(high), out_dtype=tl.int32)
