@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -75,6 +76,12 @@ class Coder(Protocol):
     ) -> motion.Field:
         """Code one field of motion, which a `Reader` does without, and return it."""
 
+    def beside(self) -> Coder | None:
+        """Return an end for what comes next, while this one is used for what comes after that.
+
+        A `Reader` returns None: it has to wait.
+        """
+
 
 class Step(Protocol):
     """Something that is kept until it can be pushed."""
@@ -124,7 +131,7 @@ class Recorder:
     def __init__(self) -> None:
         self.frame = 0
         self.executor: Executor | None = None
-        self._kept: list[tuple[Future[Step], int]] = []
+        self._kept: list[tuple[Future[Step], int] | Recorder] = []
 
     def code(self, model: Any, symbols: Int32, *parameters: Any) -> Int32:
         """Keep the symbols' intervals; see `Coder`."""
@@ -154,6 +161,13 @@ class Recorder:
         self._keep(partial(Intervals, start, freq, motion.PRECISION))
         return field
 
+    def beside(self) -> Recorder:
+        """Return an end for what comes next, which another thread may go on with; see `Coder`."""
+        other = copy(self)
+        other._kept = []
+        self._kept.append(other)
+        return other
+
     def _keep(self, find: Callable[[], Step]) -> None:
         """Keep what is found while the walk goes on."""
         if self.executor is None:
@@ -166,8 +180,11 @@ class Recorder:
     def push(self, message: Message, account: Account) -> None:
         """Push all that was kept, the last first, and forget it."""
         while self._kept:
-            found, frame = self._kept.pop()
-            found.result().push(message, account, frame)
+            kept = self._kept.pop()
+            if isinstance(kept, Recorder):
+                kept.push(message, account)
+            else:
+                kept[0].result().push(message, account, kept[1])
 
 
 class Reader:
@@ -184,6 +201,9 @@ class Reader:
         """Pop as many symbols as there are; see `Coder`."""
         popped: Int32 = model.pop(self._message, *(parameters or (symbols.size,)))
         return popped
+
+    def beside(self) -> None:
+        """Return nothing; see `Coder`."""
 
     def phase(
         self,

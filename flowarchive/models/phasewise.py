@@ -62,6 +62,11 @@ class Walk:
         others = [self.executor.submit(function, part) for part in parts[1:]]
         return [function(parts[0]), *(other.result() for other in others)]
 
+    def beside(self) -> Walk | None:
+        """Return a way for what comes next, of one thread; None where that has to wait."""
+        coder = None if self.executor is None else self.coder.beside()
+        return None if coder is None else Walk(coder, 1, self.executor)
+
     def start(self, function: Callable[..., _R], *arguments: Any) -> Future[_R]:
         """Call a function, in another thread where there is one."""
         if self.executor is not None:

@@ -274,23 +274,33 @@ class VideoModel:
     ) -> planes.Components:
         """Code a frame that is predicted from the past, and let the predictors learn from it."""
         moved = past.code_fields(walk.coder, fields)
-        ranges = [
-            form.samples(part == 1 and frame.chroma is not None) for part in range(len(frame.parts))
-        ]
+        has_chroma = frame.chroma is not None
+        ranges = [form.samples(part == 1 and has_chroma) for part in range(len(frame.parts))]
         moving = [past.compensate(walk, part, moved, held) for part, held in enumerate(ranges)]
-        done: list[Int32] = []
-        lights: References | None = None
-        for part, known in enumerate(frame.parts):
-            chroma = part == 1 and frame.chroma is not None
-            references = past.references(part, moving[part])
-            seen = None
-            if chroma and lights is not None:
-                sources = done[0] * lattice.QUARTERS, lights.first, lights.second
-                seen = tuple(planes.on_grid(source, known.shape[1:]) for source in sources)
-            nets = self.nets["inter_chroma" if chroma else "inter_luma"]
-            done.append(code_planes(walk, nets, known, seen, references, ranges[part]))
-            lights = lights or references
-        coded = planes.Components.of_parts(done, frame.chroma is not None)
+        lights = past.references(0, moving[0])
+
+        def code(way: Walk, part: int, luma: Int32 | None = None) -> Int32:
+            """Code a part; chroma knows luma."""
+            references, seen = past.references(part, moving[part]) if part else lights, None
+            if luma is not None:
+                sources = luma * lattice.QUARTERS, lights.first, lights.second
+                shape = frame.parts[part].shape[1:]
+                seen = tuple(planes.on_grid(source, shape) for source in sources)
+            nets = self.nets["inter_luma" if luma is None else "inter_chroma"]
+            return code_planes(way, nets, frame.parts[part], seen, references, ranges[part])
+
+        side = walk.beside() if has_chroma else None
+        if side is None:
+            done = [code(walk, 0)]
+            if has_chroma:
+                done.append(code(walk, 1, done[0]))
+        else:  # who knows luma codes chroma meanwhile
+            other = walk.beside()
+            assert other is not None
+            chroma = walk.start(code, other, 1, frame.parts[0])
+            done = [code(side, 0), chroma.result()]
+        done += [code(walk, part) for part in range(len(done), len(frame.parts))]
+        coded = planes.Components.of_parts(done, has_chroma)
         past.remember(coded)
         return coded
 
