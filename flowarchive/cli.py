@@ -1,8 +1,8 @@
 """The command line: pack, unpack, verify, info, plot, models, bench, train and evaluate.
 
 This file owns the words, the exit codes and the terminal; what touches a frame is in `archive`,
-imported inside each command. Data goes to stdout, errors and progress to stderr. An expected failure
-is one line, `flowarchive: <message>`, and the exit code of its error class; a traceback is a bug.
+imported inside each command. Data goes to stdout, errors and progress to stderr. An expected
+failure is one line, `flowarchive: <message>`, and its class's exit code; a traceback is a bug.
 """
 
 from __future__ import annotations
