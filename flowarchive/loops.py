@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
@@ -39,7 +42,14 @@ class _MachineCode(FunctionCache):
         rtsys.initialize(target_context)
         with self._guard_against_spurious_io_errors():
             codegen = target_context.codegen()
-            data = self._cache_file.load(self._index_key(sig, codegen))  # type: ignore[no-untyped-call]
+            # Pickles ask for it by name; numba's lock keeps other threads from compiling meanwhile.
+            rebuild: Any = environment._rebuild_env
+            environment._rebuild_env = _environment
+            try:
+                key = self._index_key(sig, codegen)
+                data = self._cache_file.load(key)  # type: ignore[no-untyped-call]
+            finally:
+                environment._rebuild_env = rebuild
             if data is None:
                 return None
             (name, kind, (code, to_inline)), function, *rest = data
@@ -52,6 +62,20 @@ class _MachineCode(FunctionCache):
             found.library.__class__ = _Library
             found.library.to_inline = to_inline
             return found
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        """Tell machine code apart by all of the package, for loops take in those of other files."""
+        key: Any = super()._index_key(sig, codegen)  # type: ignore[no-untyped-call]
+        return *key, _sources()
+
+
+@cache
+def _sources() -> str:
+    """Return what tells the package's files apart from those of another day."""
+    folder = Path(__file__).parent
+    files = [(path.relative_to(folder), path.stat()) for path in sorted(folder.rglob("*.py"))]
+    facts = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in files]
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
 def _environment(module: str, constants: list[Any], name: str) -> Any:
@@ -66,10 +90,6 @@ def _environment(module: str, constants: list[Any], name: str) -> Any:
         found.env_name = name
         environment.Environment._memo[name] = found
     return found
-
-
-# What is on disk asks for this by name.
-environment._rebuild_env = _environment
 
 
 class _Library(JITCodeLibrary):
