@@ -82,7 +82,7 @@ def test_archive_that_was_just_packed(name, tmp_path):
 
 def test_groups_of_intra_frames_end_where_they_are_large(tmp_path, monkeypatch):
     # 140 luma samples a frame: a group holds two.
-    monkeypatch.setattr("flowarchive.models.video.BATCH_SAMPLES", 300)
+    monkeypatch.setattr("flowarchive.models.form.BATCH_SAMPLES", 300)
     monkeypatch.setattr("reference.video.BATCH_SAMPLES", 300)
     case = tiny.VIDEO_CASES["video-cuts"]
     model = case.write_model(tmp_path / "new.safetensors", seed=3)

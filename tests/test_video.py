@@ -164,7 +164,7 @@ def test_intra_frames_go_together_or_not_alike(monkeypatch):
     frames = make_frames(VideoFormat(20, 14, "yuv420p"), "noise", 5)
     message = push(frames, "YUV", 8)
     # What goes together is part of the format: learned corrections depend on it.
-    monkeypatch.setattr("flowarchive.models.video.BATCH_SAMPLES", 600)
+    monkeypatch.setattr("flowarchive.models.form.BATCH_SAMPLES", 600)
     check_codec(frames, "YUV", 8)
     assert abs(push(frames, "YUV", 8).bits - message.bits) < 0.02 * message.bits
 

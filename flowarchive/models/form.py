@@ -1,11 +1,16 @@
-"""What both walks through a chunk of the `video` model begin with: the CPU's and a device's."""
+"""The way through a chunk of the `video` model, which the CPU's walk and a device's both take.
+
+Each step is one inter frame, or intra frames that go together. What is between them is serial and
+small, and coded here by one of a chunk's ends: how deep samples are, frames' kinds, their motion.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from flowarchive import planes
+from flowarchive import motion, planes
 from flowarchive.entropy import Table
 from flowarchive.errors import FormatError
 from flowarchive.models.phasewise import Range
@@ -69,3 +74,74 @@ def code_front(
     if said > min(MAX_SHIFT, bits - planes.MIN_BITS):
         raise FormatError(f"networks cannot pass over {said} of {bits} bits")
     return said, kinds
+
+
+class Step(NamedTuple):
+    """Frames of a chunk that are coded together.
+
+    Attributes:
+        inter: They are predicted from the past; it is one frame then.
+        both: From two frames.
+        first: The first of them.
+        together: How many.
+        shift: Low bits that networks do not see.
+    """
+
+    inter: bool
+    both: bool
+    first: int
+    together: int
+    shift: int
+
+
+class End(Protocol):
+    """An encoder's or a decoder's end of a chunk, as far as it is serial."""
+
+    def front(self, bits: int) -> tuple[int, Table]:
+        """Code what a chunk begins with; see `code_front`."""
+
+    def kind(self, t: int, kinds: Table) -> int:
+        """Code a frame's kind."""
+
+    def field(
+        self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
+    ) -> motion.Field:
+        """Code a field of motion."""
+
+
+def steps(end: End, bits: int, frames: int, luma: tuple[int, int], fits: bool) -> Iterator[Step]:
+    """Say what comes next in a chunk, and code what is between, in the order of decoding.
+
+    Args:
+        end: One of a chunk.
+        bits: Depth of its samples.
+        frames: How many there are.
+        luma: Shape of their luma.
+        fits: Whether planes fit their motion.
+
+    Raises:
+        FormatError: The bits say what no encoder would.
+    """
+    shift, kinds = end.front(bits)
+    models = motion.VectorModel(), motion.VectorModel()
+    before, known = motion.zero_field(luma), 0  # frames that a field may refer to
+    waiting = 0
+    for t in range(frames):
+        kind = end.kind(t, kinds) if t else INTRA
+        if kind != INTRA and not fits:
+            raise FormatError("a frame's planes do not fit its motion")
+        full = (waiting + 1) * luma[0] * luma[1] > BATCH_SAMPLES
+        if waiting and (kind != INTRA or full):
+            yield Step(False, False, t - waiting, waiting, shift)
+            waiting, before, known = 0, motion.zero_field(luma), 1
+        if kind == INTRA:
+            waiting += 1
+            continue
+        before = end.field(t, 0, before, models[0])
+        both = known > 1 and kind == INTER
+        if both:
+            end.field(t, 1, motion.doubled(before), models[1])
+        yield Step(True, both, t, 1, shift)
+        known = 2
+    if waiting:
+        yield Step(False, False, frames - waiting, waiting, shift)

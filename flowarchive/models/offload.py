@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,10 @@ from flowarchive.codec import find_intervals
 from flowarchive.device import Kernels, Session
 from flowarchive.entropy import Table, sigmoid_table
 from flowarchive.entropy.cumulative import RECIPROCALS
-from flowarchive.errors import FormatError, MessageExhausted
+from flowarchive.errors import MessageExhausted
 from flowarchive.features import log_table as channel_logs
 from flowarchive.flows.phases import PhaseNet
-from flowarchive.models.form import BATCH_SAMPLES, INTER, INTRA, NEAR, Form, code_front
+from flowarchive.models.form import INTER, INTRA, NEAR, Form, Step, code_front, steps
 from flowarchive.models.mixtures import weight_table
 from flowarchive.models.plan import choose_shift, find_near
 from flowarchive.models.together import Together
@@ -57,77 +57,6 @@ def tables() -> dict[str, NDArray[Any]]:
         "magnitudes": magnitudes,
         "constants": np.array(constants),
     }
-
-
-class Step(NamedTuple):
-    """Frames of a chunk that are coded together.
-
-    Attributes:
-        inter: They are predicted from the past; it is one frame then.
-        both: From two frames.
-        first: The first of them.
-        together: How many.
-        shift: Low bits that networks do not see.
-    """
-
-    inter: bool
-    both: bool
-    first: int
-    together: int
-    shift: int
-
-
-class _End(Protocol):
-    """What a chunk asks of the CPU's part of one end."""
-
-    def front(self, bits: int) -> tuple[int, Table]:
-        """Code what a chunk begins with; see `form.code_front`."""
-
-    def kind(self, t: int, kinds: Table) -> int:
-        """Code a frame's kind."""
-
-    def field(
-        self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
-    ) -> motion.Field:
-        """Code a field of motion."""
-
-
-def steps(end: _End, form: Form, frames: int, luma: tuple[int, int], fits: bool) -> Iterator[Step]:
-    """Say what comes next in a chunk, and code what the CPU codes, in the order of decoding.
-
-    Args:
-        end: One of a chunk.
-        form: Of the chunk.
-        frames: How many there are.
-        luma: Shape of their luma.
-        fits: Whether planes fit their motion.
-
-    Raises:
-        FormatError: The bits say what no encoder would.
-    """
-    shift, kinds = end.front(form.bits)
-    models = motion.VectorModel(), motion.VectorModel()
-    before, known = motion.zero_field(luma), 0  # frames that a field may refer to
-    waiting = 0
-    for t in range(frames):
-        kind = end.kind(t, kinds) if t else INTRA
-        if kind != INTRA and not fits:
-            raise FormatError("a frame's planes do not fit its motion")
-        full = (waiting + 1) * luma[0] * luma[1] > BATCH_SAMPLES
-        if waiting and (kind != INTRA or full):
-            yield Step(False, False, t - waiting, waiting, shift)
-            waiting, before, known = 0, motion.zero_field(luma), 1
-        if kind == INTRA:
-            waiting += 1
-            continue
-        before = end.field(t, 0, before, models[0])
-        both = known > 1 and kind == INTER
-        if both:
-            end.field(t, 1, motion.doubled(before), models[1])
-        yield Step(True, both, t, 1, shift)
-        known = 2
-    if waiting:
-        yield Step(False, False, frames - waiting, waiting, shift)
 
 
 class _Known:
@@ -298,7 +227,7 @@ def _push_chunks(
         cuts = 4 * sums[..., 0] > 5 * sums[..., 1]
     near = [find_near(frames) for frames in chunks]
     walks = [
-        steps(_Known(session, n, shift, near[n], fields[n], cuts[n]), form, count, luma, fits)
+        steps(_Known(session, n, shift, near[n], fields[n], cuts[n]), form.bits, count, luma, fits)
         for n, shift in enumerate(shifts)
     ]
     while any(_advance(session, walks)):
@@ -324,7 +253,7 @@ def _pop_chunks(
     count, luma, fits = len(unknown), unknown[0].luma.shape, unknown[0].fits_luma
     session.take([message.tail[: message.size] for message in messages], messages[0].lanes)
     ends = [_Unknown(message, luma) for message in messages]
-    walks = [steps(end, form, count, luma, fits) for end in ends]
+    walks = [steps(end, form.bits, count, luma, fits) for end in ends]
     is_first = True
     while True:
         if not is_first:

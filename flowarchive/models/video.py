@@ -29,10 +29,10 @@ from flowarchive.ans import Message
 from flowarchive.codec import Coder, Reader, Recorder
 from flowarchive.device import Kernels
 from flowarchive.entropy import Table
-from flowarchive.errors import FormatError, ModelError
+from flowarchive.errors import ModelError
 from flowarchive.flows.phases import Layout, PhaseNet, Shape, Tensors
 from flowarchive.models.answer import noise
-from flowarchive.models.form import BATCH_SAMPLES, INTER, INTRA, NEAR, Form, code_front
+from flowarchive.models.form import INTER, INTRA, NEAR, Form, code_front, steps
 from flowarchive.models.offload import Device
 from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes
 from flowarchive.models.plan import Plan
@@ -43,47 +43,68 @@ COARSE_WIDTH = 32
 """Most channels a state has from the third level on, where there are few samples."""
 
 
+class _End:
+    """The CPU's end of a chunk; see `form.End`.
+
+    Args:
+        coder: The end of a walk.
+        luma: Shape of frames' luma.
+        plan: The encoder's choices; None for a decoder.
+
+    Attributes:
+        fields: The motion of the frame that comes next.
+    """
+
+    def __init__(self, coder: Coder, luma: tuple[int, int], plan: Plan | None) -> None:
+        self._coder, self._luma, self._plan = coder, luma, plan
+        self._known: tuple[motion.Field, motion.Field] | None = None
+        self.fields: list[motion.Field] = []
+
+    def front(self, bits: int) -> tuple[int, Table]:
+        if self._plan is None:
+            return code_front(self._code, 0, False, bits)
+        self._plan.fields(0)  # has none, but begins to search for the next
+        return code_front(self._code, self._plan.shift, any(self._plan.near), bits)
+
+    def kind(self, t: int, kinds: Table) -> int:
+        if self._plan is None:
+            return self._code(kinds, INTRA)
+        self._known = self._plan.fields(t)
+        kind = INTRA if self._known is None else NEAR if self._plan.near[t] else INTER
+        return self._code(kinds, kind)
+
+    def field(
+        self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
+    ) -> motion.Field:
+        known = None if self._known is None else self._known[reference]
+        field = self._coder.field(known, self._luma, hints, model)
+        self.fields = [*self.fields[:reference], field]
+        return field
+
+    def _code(self, table: Table, symbol: int) -> int:
+        return int(self._coder.code(table, np.array([symbol], dtype=np.int32))[0])
+
+
 class _Past:
     """What both sides remember of a chunk's frames so far.
 
     Attributes:
         learning: What the predictors of each part are still learning in another thread.
-        count: From how many frames, at most, the next one is predicted.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        predictors: list[list[LinearPredictor]],
-    ) -> None:
+    def __init__(self, shape: tuple[int, int], predictors: list[list[LinearPredictor]]) -> None:
         self.learning: list[list[Future[None]]] = [[] for _ in predictors]
-        self.count = 2
         self._shape, self._predictors = shape, predictors
         self._corrections = [ScaleCorrection() for _ in predictors]
-        self._vectors = motion.VectorModel(), motion.VectorModel()
         self._frames: list[planes.Components] = []
-        self._field = motion.zero_field(shape)
 
     def cut(self, frame: planes.Components) -> None:
         """Begin anew with an intra frame; what has been learned stays."""
         self._frames = [frame]
-        self._field = motion.zero_field(self._shape)
 
     def remember(self, frame: planes.Components) -> None:
         """Keep a frame as the newest of two."""
         self._frames = [frame, *self._frames[:1]]
-
-    def code_fields(
-        self, coder: Coder, fields: tuple[motion.Field, motion.Field] | None
-    ) -> list[motion.Field]:
-        """Code a frame's motion against the one or two frames that it is predicted from."""
-        first, second = fields or (None, None)
-        first = coder.field(first, self._shape, self._field, self._vectors[0])
-        self._field = first
-        if min(self.count, len(self._frames)) == 1:
-            return [first]
-        hints = motion.doubled(first)
-        return [first, coder.field(second, self._shape, hints, self._vectors[1])]
 
     def compensate(
         self, walk: Walk, part: int, fields: list[motion.Field], samples: Range
@@ -213,32 +234,15 @@ class VideoModel:
         plan: Plan | None,
     ) -> Iterator[planes.Components]:
         """Code frames in display order; a `Reader`, without a plan, sees only their shapes."""
-
-        def code(table: Table, symbol: int) -> int:
-            return int(walk.coder.code(table, np.array([symbol], dtype=np.int32))[0])
-
-        shift, near = (plan.shift, plan.near) if plan else (0, [False] * len(frames))
-        shift, kinds = code_front(code, shift, any(near), bits)
-        form = Form(letters, bits, shift)
-        past = _Past(frames[0].luma.shape, self._predictors(frames[0]))
-        group: list[planes.Components] = []  # intra frames that wait to be coded together
-        for t, frame in enumerate(frames):
-            fields = plan.fields(t) if plan else None
-            kind = INTRA if fields is None else NEAR if near[t] else INTER
-            kind = code(kinds, kind) if t else INTRA
-            if kind != INTRA and not frame.fits_luma:
-                raise FormatError("a frame's planes do not fit its motion")
-            full = (len(group) + 1) * frame.luma.size > BATCH_SAMPLES
-            if group and (kind != INTRA or full):
-                yield from self._code_intra(walk, group, past, form)
-                group.clear()
-            if kind == INTRA:
-                group.append(frame)
-                continue
-            past.count = 1 if kind == NEAR else 2
-            yield self._code_inter(walk, frame, fields, past, form)
-        if group:
-            yield from self._code_intra(walk, group, past, form)
+        luma, fits = frames[0].luma.shape, frames[0].fits_luma
+        past, end = _Past(luma, self._predictors(frames[0])), _End(walk.coder, luma, plan)
+        for step in steps(end, bits, len(frames), luma, fits):
+            form = Form(letters, bits, step.shift)
+            together = frames[step.first : step.first + step.together]
+            if step.inter:
+                yield self._code_inter(walk, together[0], end.fields, past, form)
+            else:
+                yield from self._code_intra(walk, together, past, form)
 
     def _code_intra(
         self, walk: Walk, frames: Sequence[planes.Components], past: _Past, form: Form
@@ -268,12 +272,11 @@ class VideoModel:
         self,
         walk: Walk,
         frame: planes.Components,
-        fields: tuple[motion.Field, motion.Field] | None,
+        moved: list[motion.Field],
         past: _Past,
         form: Form,
     ) -> planes.Components:
         """Code a frame that is predicted from the past, and let the predictors learn from it."""
-        moved = past.code_fields(walk.coder, fields)
         has_chroma = frame.chroma is not None
         ranges = [form.samples(part == 1 and has_chroma) for part in range(len(frame.parts))]
         moving = [past.compensate(walk, part, moved, held) for part, held in enumerate(ranges)]

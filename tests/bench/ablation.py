@@ -31,7 +31,7 @@ from flowarchive.adaptive import (
 from flowarchive.adaptive.correction import BUCKETS
 from flowarchive.ans import Message
 from flowarchive.media import open_source
-from flowarchive.models import plan, video
+from flowarchive.models import plan
 
 Patch = Callable[[], Any]
 
@@ -69,12 +69,8 @@ def no_motion() -> Any:
 
 
 def one_reference() -> Any:
-    """The last frame alone."""
-
-    def remember(past: Any, frame: planes.Components) -> None:
-        past._frames = [frame]
-
-    return mock.patch.object(video._Past, "remember", remember)
+    """The last frame alone: every frame is a near one."""
+    return mock.patch.object(plan, "find_near", lambda frames: [True] * len(frames))
 
 
 def frozen_filters() -> Any:
