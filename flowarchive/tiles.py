@@ -9,8 +9,7 @@ and the system allows it; runs of weights are then filled up with zeros, so that
 what they are multiplied by. Elsewhere, VNNI adds the products of a quad, or those of two numbers of
 16 bits are added. Not one of these operations rounds.
 
-It is written in LLVM's language. Loop and writer share a file, as code is kept on disk until its
-file changes.
+It is written in LLVM's language.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from flowarchive.loops import compiled
+from flowarchive.vectors import Value, has_vnni
 
 LANES = 16
 QUAD = 4  # bytes in a dot product
@@ -97,9 +97,8 @@ class _Writer:
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
         self.context, self.builder, self.args = context, builder, args
-        self.features = context.codegen()._tm_features
-        self.has_amx = "+amx-int8" in self.features
-        self.has_vnni = "+avx512vnni" in self.features
+        self.has_amx = "+amx-int8" in context.codegen()._tm_features
+        self.has_vnni = has_vnni(context)
 
     def begin_amx(self) -> Any:
         """Write what comes before all tiles."""
@@ -235,11 +234,12 @@ class _Writer:
         """Put four inputs into every lane, as `weights` does."""
         builder = self.builder
         if self.has_vnni:
-            return self.splat(four)
+            return Value(builder, four).spread(LANES).value
         mask = ir.Constant(_SUM, 0x00FF00FF)
         odd = builder.lshr(four, ir.Constant(_SUM, 8))
         return tuple(
-            builder.bitcast(self.splat(builder.and_(half, mask)), _PAIRS) for half in (four, odd)
+            Value(builder, builder.and_(half, mask)).spread(LANES).bits(_PAIRS).value
+            for half in (four, odd)
         )
 
     def dot(self, total: Any, four: Any, weights: Any) -> Any:
@@ -248,31 +248,11 @@ class _Writer:
         if self.has_vnni:
             kind = ir.FunctionType(_SUMS, [_SUMS] * 3)
             return self.call("llvm.x86.avx512.vpdpbusd.512", kind, total, four, weights)
+        whole = Value(builder, total)
         for x, weight in zip(four, weights, strict=True):
-            total = builder.add(total, self.pair_products(x, weight))
-        return total
-
-    def pair_products(self, x: Any, weight: Any) -> Any:
-        """Multiply 16-bit numbers, and add each pair of neighbors."""
-        builder = self.builder
-
-        def pick(value: Any, lanes: range) -> Any:
-            places = ir.Constant(ir.VectorType(_SUM, len(lanes)), list(lanes))
-            return builder.shuffle_vector(value, value, places)
-
-        if "+avx2" in self.features:
-            half = ir.VectorType(_SHORT, LANES)
-            kind = ir.FunctionType(ir.VectorType(_SUM, LANES // 2), [half] * 2)
-            name = "llvm.x86.avx2.pmadd.wd"
-            parts = range(LANES), range(LANES, 2 * LANES)
-            low, high = (self.call(name, kind, pick(x, part), pick(weight, part)) for part in parts)
-            return builder.shuffle_vector(low, high, ir.Constant(_SUMS, list(range(LANES))))
-        products = []
-        for odd in range(2):
-            lanes = range(odd, 2 * LANES, 2)
-            factors = [builder.sext(pick(value, lanes), _SUMS) for value in (x, weight)]
-            products.append(builder.mul(*factors))
-        return builder.add(*products)
+            pairs = Value(builder, x), Value(builder, weight)
+            whole = whole.plus_pair_products(*pairs, self.context)
+        return whole.value
 
     def limits(self, ends: Any) -> list[tuple[Any, Any, Any]]:
         """Load bounds and shifts of both halves of a tile's lanes."""
@@ -305,7 +285,7 @@ class _Writer:
         kind = ir.FunctionType(octets, [octets] * 2)
         for half, total in enumerate(totals):
             total = self.shifted(total, self.all(0), *limits[half])
-            total = self.least(total, self.all(MOST))
+            total = Value(self.builder, total).at_most(MOST).value
             old = self.load(self.add(before, LANES * half), octets)
             change = self.builder.trunc(total, octets)
             new = self.call(f"llvm.uadd.sat.v{LANES}i8", kind, old, change)
@@ -326,23 +306,11 @@ class _Writer:
     def clamped(self, value: Any, low: Any, high: Any) -> Any:
         """Clamp lanes."""
         builder = self.builder
-        value = builder.select(builder.icmp_signed("<", value, low), low, value)
-        return self.least(value, high)
-
-    def least(self, value: Any, high: Any) -> Any:
-        """Clamp lanes from above."""
-        builder = self.builder
-        return builder.select(builder.icmp_signed(">", value, high), high, value)
+        return Value(builder, value).clamped(Value(builder, low), Value(builder, high)).value
 
     def all(self, value: int) -> Any:
         """The same constant in every lane."""
         return ir.Constant(_SUMS, [value] * LANES)
-
-    def splat(self, value: Any) -> Any:
-        """Put a number into every lane."""
-        none = ir.Constant(_SUMS, ir.Undefined)
-        one = self.builder.insert_element(none, value, ir.Constant(_SUM, 0))
-        return self.builder.shuffle_vector(one, none, ir.Constant(_SUMS, [0] * LANES))
 
     def call(self, name: str, kind: Any, *args: Any) -> Any:
         """Call a function of LLVM's."""
