@@ -20,22 +20,19 @@ _MOST_ONES = 64
 
 def pack(columns: Sequence[Sequence[int]]) -> bytes:
     """Write columns of integers within +-2**60, at least one in each."""
-    stream = length = 0
+    stream = _Stream()
     for column in columns:
         numbers = [_zigzag(b - a) for a, b in pairwise((0, *column))]
         # A higher order than the largest number has bits is of no use.
         orders = range(min(max(numbers).bit_length() + 1, 1 << _ORDER_BITS))
         order = min(orders, key=lambda k: sum(map(_size(k), numbers)))
-        stream |= order << length
-        length += _ORDER_BITS
+        stream.give(order, _ORDER_BITS)
         for number in numbers:
             shifted = number + (1 << order)
             more = shifted.bit_length() - order - 1
-            stream |= ((1 << more) - 1) << length
-            length += more + 1
-            stream |= (shifted ^ (1 << order + more)) << length
-            length += order + more
-    return stream.to_bytes(-(-length // 8), "little")
+            stream.give((1 << more) - 1, more + 1)
+            stream.give(shifted ^ (1 << order + more), order + more)
+    return stream.whole()
 
 
 def unpack(take: Callable[[int], bytes], columns: int, rows: int) -> list[list[int]]:
@@ -76,6 +73,26 @@ def _zigzag(value: int) -> int:
 def _size(order: int) -> Callable[[int], int]:
     """How many bits numbers take."""
     return lambda number: 2 * (number + (1 << order)).bit_length() - order - 1
+
+
+class _Stream:
+    """Puts bits behind each other, the lowest first; `_Bits` takes them again."""
+
+    def __init__(self) -> None:
+        self._given = bytearray()
+        self._value = self._count = 0
+
+    def give(self, value: int, count: int) -> None:
+        self._value |= value << self._count
+        self._count += count
+        whole = self._count // 8
+        self._given += (self._value & (1 << 8 * whole) - 1).to_bytes(whole, "little")
+        self._value >>= 8 * whole
+        self._count -= 8 * whole
+
+    def whole(self) -> bytes:
+        rest = self._value.to_bytes(-(-self._count // 8), "little")
+        return bytes(self._given + rest)
 
 
 class _Bits:
