@@ -69,16 +69,18 @@ def _table(*channels: _Channel | list[_Channel]) -> Int64:
     return np.array(flat, dtype=np.int64)
 
 
+_INTRA_FIRST: list[_Channel | list[_Channel]] = [
+    _steps(_NEAR, 4, _MEAN),
+    _steps(_FAR, 8, _MEAN),
+    (_LOG, _SPREAD, _NOTHING),
+    (_LOG, _NEAR, _NEAR + 3),
+    (_LOG, _NEAR + 1, _NEAR + 2),
+    (_STEP, _EIGHTH, _NOTHING),
+]
+
 _CHANNELS = {
     # (inter, chroma, first phase)
-    (False, False, True): _table(
-        _steps(_NEAR, 4, _MEAN),
-        _steps(_FAR, 8, _MEAN),
-        (_LOG, _SPREAD, _NOTHING),
-        (_LOG, _NEAR, _NEAR + 3),
-        (_LOG, _NEAR + 1, _NEAR + 2),
-        (_STEP, _EIGHTH, _NOTHING),
-    ),
+    (False, False, True): _table(*_INTRA_FIRST),
     (False, False, False): _table(
         _steps(_NEAR, 4, _MEAN),
         _steps(_FAR, 8, _MEAN),
@@ -88,12 +90,7 @@ _CHANNELS = {
         (_LOG, _NEAR + 1, _NEAR + 2),
     ),
     (False, True, True): _table(
-        _steps(_NEAR, 4, _MEAN),
-        _steps(_FAR, 8, _MEAN),
-        (_LOG, _SPREAD, _NOTHING),
-        (_LOG, _NEAR, _NEAR + 3),
-        (_LOG, _NEAR + 1, _NEAR + 2),
-        (_STEP, _EIGHTH, _NOTHING),
+        *_INTRA_FIRST,
         (_STEP, _HERE_G, _MEAN_G),
         _steps(_NEAR_G, 4, _HERE_G),
         _steps(_CROSS_G, 4, _HERE_G),
@@ -365,8 +362,9 @@ def _fill_rows(
                 _pick(rows, _NEAR + k, p, at + taps[k], gw)
             _mean(rows, _MEAN, _NEAR, gw)
             _apart(rows, _SPREAD, _NEAR, _MEAN, 0, gw)
-            _move(rows, _EIGHTH, rows, _MEAN * gw, 1, 3, gw)
-            if phase > 0:
+            if phase == 0:
+                _move(rows, _EIGHTH, rows, _MEAN * gw, 1, 3, gw)
+            else:
                 # The newest sample on this grid position: d for c, c for b.
                 _pick(rows, _NEWEST, p, at + (1 if phase == 1 else width - 1), gw)
                 _move(rows, _LAST, last, first * last_step, last_step, _ANCHOR_SHIFT, gw)
@@ -402,10 +400,12 @@ def _fill_rows(
                         _pick(rows, _BEYOND_G + k, g, at + taps[16 + k], gw)
                 _pick(rows, _HERE_G, g, at, gw)
                 _mean(rows, _MEAN_G, _NEAR_G, gw)
-                _pick(rows, _HERE_GR, gr, at, gw)
-                _pick(rows, _HERE_GQ, gq, at, gw)
-                _apart(rows, _APART_G, _NEAR_G, _HERE_G, 0, gw)
-                _move(rows, _EIGHTH_G, rows, _HERE_G * gw, 1, 3, gw)
+                if inter:
+                    _pick(rows, _HERE_GR, gr, at, gw)
+                    _pick(rows, _HERE_GQ, gq, at, gw)
+                elif phase == 0:
+                    _apart(rows, _APART_G, _NEAR_G, _HERE_G, 0, gw)
+                    _move(rows, _EIGHTH_G, rows, _HERE_G * gw, 1, 3, gw)
             for c in range(channels.shape[0]):
                 a, b = channels[c, 1] * gw, channels[c, 2] * gw
                 if channels[c, 0] == _STEP:
