@@ -112,12 +112,24 @@ def choose_shift(frames: Sequence[planes.Components], bits: int) -> int:
 
 @compiled
 def _is_cut(luma: Int32, compensated: Int32) -> bool:
-    """Whether the past says less about a frame than its own neighbors do."""
-    past = 0.0
-    own = 0.0
+    """Whether the past says less about a frame than its own neighbors do.
+
+    Where noise outweighs everything, a sample is nearer to the mean of its neighbors than to the
+    past; the past then still has something to say, if what it lets stand out over its neighbors
+    does so here.
+    """
+    own, past, both = 0.0, 0.0, 0.0
     for y in range(1, luma.shape[0] - 1, 2):
         for x in range(1, luma.shape[1] - 1, 2):
+            detail = luma[y, x] - _mean(luma, y, x)
+            known = (compensated[y, x] - _mean(compensated, y, x)) / 4
+            own += abs(detail)
             past += abs(luma[y, x] - compensated[y, x] / 4)
-            mean = luma[y - 1, x] + luma[y + 1, x] + luma[y, x - 1] + luma[y, x + 1]
-            own += abs(luma[y, x] - mean / 4)
-    return past > CUT * own
+            both += abs(detail - known / 2)
+    return past > CUT * own and both > own
+
+
+@compiled
+def _mean(plane: Int32, y: int, x: int) -> float:
+    """The mean of a sample's four neighbors."""
+    return (plane[y - 1, x] + plane[y + 1, x] + plane[y, x - 1] + plane[y, x + 1]) / 4
