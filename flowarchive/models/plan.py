@@ -77,7 +77,10 @@ class Plan:
         elif before is None or self.near[t]:
             self._found.append((first, first))
         else:
-            second = motion.search(picture, self._picture(t - 2), motion.doubled(first))
+            beside = self._picture(t - 1), first
+            second = motion.search(
+                picture, self._picture(t - 2), motion.doubled(first), beside=beside
+            )
             self._found.append((first, second))
         self._pictures.pop(t - 2, None)
 

@@ -3,8 +3,9 @@
     far and near vectors on smaller pictures -> candidates -> steps of 2, 1, 1/2, 1/4 samples
     -> the same for each block of the unit -> whole or split, by bits
 
-A block of 64 samples with mean absolute difference m is taken to cost 64 log2(m + 0.4) bits, a
-vector what the model would ask for it at the start of the frame.
+A block of 64 samples whose details differ by m on average is taken to cost 64 log2(m + 2) bits, a
+vector what the model would ask for it at the start of the frame. A second reference is chosen by
+how well the mean of both predicts, so that it adds to the first one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from flowarchive.motion.decisions import (
 )
 from flowarchive.motion.difference import block_difference, quarter_differences
 from flowarchive.motion.field import MAX_VECTOR, Field, check_field, zero_field
-from flowarchive.motion.picture import COARSE, MARGIN, MIDDLE, Picture
+from flowarchive.motion.picture import COARSE, DETAIL_LIMIT, MARGIN, MIDDLE, Picture
 from flowarchive.motion.vectors import VectorModel
 
 Float32 = NDArray[np.float32]
@@ -37,9 +38,14 @@ Float64 = NDArray[np.float64]
 Int16 = NDArray[np.int16]
 Int64 = NDArray[np.int64]
 
-_FLOOR = 0.4
-_RATES: Float32 = (64 * np.log2((np.arange(1 << 16) + 0.5) / 64 + _FLOOR)).astype(np.float32)
-"""float32 [2**16]: bits of a block by a quarter of its sum of differences, in quarters."""
+_FLOOR = 2.0
+_ALONE, _BOTH = (
+    (64 * np.log2((np.arange(1 << 16) + 0.5) / (64 * unit) + _FLOOR)).astype(np.float32)
+    for unit in (2, 4)
+)
+"""float32 [2**16]: bits of a block by a quarter of its sum of differences, in eighths; and by that
+of the differences between one reference and what it takes to make the mean of both right.
+"""
 
 _REACH = 10
 """How far the coarse search looks in each direction, in samples of the coarse picture."""
@@ -68,6 +74,7 @@ def search(
     reference: Picture,
     hints: Field | None = None,
     model: VectorModel | None = None,
+    beside: tuple[Picture, Field] | None = None,
 ) -> Field:
     """Choose a motion field.
 
@@ -76,6 +83,7 @@ def search(
         reference: The frame that it is predicted from, of the same shape.
         hints: The field that the outcome will be coded with; zero by default.
         model: The model that it will be coded with, before it learns from it; not changed.
+        beside: Another reference and its field, which predict the frame, too.
 
     Returns:
         int16 [rows, columns, 2]; the same on every run and in every thread.
@@ -95,13 +103,23 @@ def search(
     _search_coarse(current.coarse, reference.coarse, starts)
     _search_middle(current.middle, reference.middle, expected, starts)
     bits, lengths = _new_lengths() if model is None else _lengths(model)
-    _search(current.phases[0], reference.phases, expected, starts, _RATES, bits, lengths, field)
+    wanted, rates = current.phases[0], _ALONE
+    if beside is not None:
+        other, known = beside
+        wanted, rates = (
+            _wanted(wanted, other.phases, check_field("beside", known, other.shape)),
+            _BOTH,
+        )
+    _search(wanted, reference.phases, expected, starts, rates, bits, lengths, field)
     return field
 
 
 def prices(model: VectorModel | None = None) -> tuple[Float32, Float32, Float32]:
-    """Return the bits of blocks, of decisions and of magnitudes that `search` reckons with."""
-    return _RATES, *_prices(VectorModel() if model is None else model)
+    """Return the bits of blocks, of decisions and of magnitudes that `search` reckons with.
+
+    Those of blocks are float32 [2, 2**16], for a single reference and for a second one.
+    """
+    return np.stack([_ALONE, _BOTH]), *_prices(VectorModel() if model is None else model)
 
 
 def _prices(model: VectorModel) -> tuple[Float32, Float32]:
@@ -216,6 +234,25 @@ def _note(starts: Int16, i: int, j: int, n: int, dy: int, dx: int) -> None:
     """Keep a vector in samples of the middle picture."""
     starts[i, j, n, 0] = min(max(8 * dy, -MAX_VECTOR), MAX_VECTOR)
     starts[i, j, n, 1] = min(max(8 * dx, -MAX_VECTOR), MAX_VECTOR)
+
+
+@compiled
+def _wanted(current: Int16, phases: Int16, field: Field) -> Int16:
+    """Return what a second reference has to be for the mean with the first one to be right."""
+    height, width = current.shape
+    out = current.copy()
+    for i in range(field.shape[0]):
+        for j in range(field.shape[1]):
+            y, x = MARGIN + 8 * i, MARGIN + 8 * j
+            dy, dx = int(field[i, j, 0]), int(field[i, j, 1])
+            plane = phases[4 * (dy & 3) + (dx & 3)]
+            v = min(max(y + (dy >> 2), 0), height - 8)
+            u = min(max(x + (dx >> 2), 0), width - 8)
+            for r in range(8):
+                for c in range(8):
+                    value = 2 * int(current[y + r, x + c]) - plane[v + r, u + c]
+                    out[y + r, x + c] = min(max(value, -DETAIL_LIMIT), DETAIL_LIMIT)
+    return out
 
 
 @compiled
