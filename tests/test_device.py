@@ -56,12 +56,13 @@ def kernels(monkeypatch) -> Any:
     the CPU's.
     """
 
-    def search_on_cpu(current, reference, hints, prices):
-        parts = [
-            SimpleNamespace(shape=SHAPES[0], **{k: v.numpy() for k, v in one._asdict().items()})
-            for one in (current, reference)
-        ]
-        return torch.from_numpy(motion.search(*parts, hints.numpy()))
+    def on_cpu(one):
+        return SimpleNamespace(shape=SHAPES[0], **{k: v.numpy() for k, v in one._asdict().items()})
+
+    def search_on_cpu(current, reference, hints, prices, beside):
+        known = beside and (on_cpu(beside[0]), beside[1].numpy())
+        parts = on_cpu(current), on_cpu(reference)
+        return torch.from_numpy(motion.search(*parts, hints.numpy(), beside=known))
 
     def solve_on_cpu(learned, defaults, constants, which):
         start = (defaults.numpy() * (1 << 14)).astype(np.int32)

@@ -126,11 +126,16 @@ def test_sums_that_tell_a_cut():
         sums = kernels.cut_sums(*map(torch.from_numpy, (stored, place, moved))).tolist()
         for n in range(2):
             luma = stored[place[n]].astype(np.int64)
-            inside = luma[1:-1, 1:-1]
-            mean = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
-            past = np.abs(16 * inside - 4 * moved[n, 1:-1, 1:-1])[::2, ::2].sum()
-            own = np.abs(16 * inside - 4 * mean)[::2, ::2].sum()
-            assert sums[n] == [past, own]
+            past = moved[n].astype(np.int64)
+            detail = 32 * luma[1:-1, 1:-1] - 8 * four(luma)
+            apart = 32 * luma[1:-1, 1:-1] - 8 * past[1:-1, 1:-1]
+            both = detail - (4 * past[1:-1, 1:-1] - four(past))
+            assert sums[n] == [int(np.abs(d)[::2, ::2].sum()) for d in (apart, detail, both)]
+
+
+def four(plane: np.ndarray) -> np.ndarray:
+    """The sums of samples' four neighbors."""
+    return plane[:-2, 1:-1] + plane[2:, 1:-1] + plane[1:-1, :-2] + plane[1:-1, 2:]
 
 
 def test_launchers_refuse():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -11,10 +9,10 @@ from interpreted import Runs
 
 from flowarchive import motion
 from flowarchive.motion.compensate import FILTERS
+from flowarchive.motion.picture import DETAIL_LIMIT
 from triton_kernels import motion as kernels
 from triton_kernels import picture, search
 
-cpu_search = importlib.import_module("flowarchive.motion.search")
 QUARTERS = torch.from_numpy(FILTERS[::4].copy())
 
 
@@ -66,13 +64,15 @@ def assert_same_picture(ours: picture.Picture, theirs: motion.Picture) -> None:
 
 
 def test_a_picture(monkeypatch):
-    """Deeper samples lose bits; sides are no multiples of anything."""
+    """Deeper samples lose bits; sides are no multiples of anything; detail is clamped."""
     runs = Runs(monkeypatch, picture, "interpolate_kernel")
     monkeypatch.setattr(picture, "TILE", 1 << 10)  # fewer steps of the interpreter
     luma, _ = frames(5, 17, 10)
-    luma[0, :3] = -512, 511, -512
-    ours = picture.picture(torch.from_numpy(luma), QUARTERS, 1)
+    signs = np.multiply.outer((-1) ** np.arange(5), np.sign(FILTERS[8]))
+    luma[:, :8] = np.where(signs > 0, 511, -512)  # what the filter for halves makes most of
+    ours = picture.picture(torch.from_numpy(luma), QUARTERS, 2)
     assert_same_picture(ours, motion.Picture(luma, 10))
+    assert np.abs(motion.Picture(luma, 10).phases).max() == DETAIL_LIMIT
     assert len(runs.grids) == 1
 
 
@@ -83,10 +83,7 @@ def test_the_search_chooses_the_same_field(monkeypatch):
     current, reference = (motion.Picture(luma, 8) for luma in frames(*shape, 8))
     hints = random_field(np.random.default_rng(0), shape, 60)
     hints[2:] = 0
-    bits, magnitudes = cpu_search._prices(motion.VectorModel())
-    prices = search.Prices(
-        torch.from_numpy(cpu_search._RATES), torch.from_numpy(bits), torch.from_numpy(magnitudes)
-    )
+    prices = search.Prices(*(torch.from_numpy(table) for table in motion.prices()))
     ours, theirs = (
         picture.Picture(
             torch.from_numpy(p.phases), torch.from_numpy(p.middle), torch.from_numpy(p.coarse)
@@ -102,6 +99,12 @@ def test_the_search_chooses_the_same_field(monkeypatch):
     assert any(split)
     assert not all(split)
     assert runs.grids == [(1,), (1,), (1,), (1,)]
+    # What is best beside a first reference is another field.
+    known = torch.from_numpy(expected)
+    beside = search.search(ours, theirs, torch.from_numpy(hints), prices, (theirs, known))
+    wanted = motion.search(current, reference, hints, beside=(reference, expected))
+    assert np.array_equal(beside.numpy(), wanted)
+    assert not np.array_equal(wanted, expected)
 
 
 def test_launchers_refuse():
@@ -115,4 +118,4 @@ def test_launchers_refuse():
     with pytest.raises(TypeError, match="planes is"):
         kernels.compensate(plane.char(), *given, (16, 16), 0, 1)
     with pytest.raises(ValueError, match="no picture"):
-        picture.picture(plane[0], QUARTERS, 8)
+        picture.picture(plane[0], QUARTERS, 9)

@@ -262,6 +262,23 @@ def test_a_search_takes_any_size(shape):
     assert not still.any()
 
 
+def test_a_second_reference_is_chosen_for_what_it_adds():
+    """Each reference is wrong; only the mean of both is right."""
+    rng = np.random.default_rng(5)
+    common, error = (smooth_picture(rng, (64, 96)) // 2 for _ in range(2))
+    current, first = motion.Picture(common, 8), motion.Picture(common + error, 8)
+    # The second one has the opposite error where it has moved, and no error where it has not.
+    moved = np.roll(common - error, 4, axis=1)
+    other = np.where(np.arange(96) % 32 < 16, common, moved)
+    zero = motion.zero_field((64, 96))
+    alone = motion.search(current, motion.Picture(other, 8))
+    beside = motion.search(current, motion.Picture(moved, 8), beside=(first, zero))
+    assert not alone[:, 4:6].any()
+    assert (beside[2:-2, 3:-3] == (0, 16)).all()
+    with pytest.raises(ValueError, match="beside"):
+        motion.search(current, first, beside=(first, zero[1:]))
+
+
 def test_a_search_does_not_teach_the_model():
     rng = np.random.default_rng(3)
     one, two = (motion.Picture(smooth_picture(rng, (40, 40)), 8) for _ in range(2))

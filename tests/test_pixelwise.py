@@ -257,6 +257,26 @@ def test_natural_pictures_are_not_tried(model, tmp_path, monkeypatch):
         packed(tmp_path / "b.flow", video, large_drawing(video, 2), model)
 
 
+@pytest.mark.parametrize(("worth", "tried"), [(0.95, [2]), (1e9, [2, 4])])
+def test_two_frames_of_a_colored_clip_tell_whether_all_are_tried(
+    worth, tried, model, tmp_path, monkeypatch
+):
+    counts: list[int] = []
+
+    def count(message, group, letters, bits):
+        counts.append(len(group))
+        return push_frames(message, group, letters, bits)
+
+    monkeypatch.setattr(frames, "push_frames", count)
+    monkeypatch.setattr(chunks, "PIXELWISE_WORTH", worth)
+    video = VideoFormat(64, 48, "gbrp")
+    group = tiny.noisy_frames(video, 4)
+    packed(tmp_path / "a.flow", video, group, model)
+    assert counts == tried
+    with flowarchive.open(tmp_path / "a.flow", model_file=str(model)) as archive:
+        assert all(map(same, archive, group))
+
+
 def test_the_smaller_of_both_is_kept(model, tmp_path, monkeypatch):
     video = VideoFormat(96, 64, "gbrp")
     noise = tiny.noisy_frames(video, 1)

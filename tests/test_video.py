@@ -224,6 +224,18 @@ def test_a_held_frame_is_predicted_from_the_last_one_alone(monkeypatch):
     assert SHIFTS.pop(message, 1) == [0]
 
 
+def test_noise_is_no_cut():
+    """Under noise a still scene is nearer to its own neighbors than to the past."""
+    random = np.random.default_rng(4)
+    # A mosaic's noise: what differs from the neighbors stays where it is, light comes and goes.
+    fixed = random.normal(0, 3, (48, 64))
+    scenes = [128 + fixed + random.normal(0, 2, (48, 64)) + 8 * (t % 2) for t in range(4)]
+    other = 128 + random.normal(0, 3.6, (48, 64))
+    lumas = [np.rint(scene).astype(np.uint8) for scene in [*scenes, other]]
+    plan = Plan([planes.split([luma], "Y", 8) for luma in lumas], 8)
+    assert [plan.fields(t) is None for t in range(5)] == [True, False, False, False, True]
+
+
 class Counted:
     """How many fields of motion are popped."""
 

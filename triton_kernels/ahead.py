@@ -342,11 +342,11 @@ def _search() -> None:
     filters, hints = empty(torch.int32, 4, 8), empty(torch.int16, 135, 240, 2)
     one, two = (picture.picture(empty(torch.int32, 1080, 1920), filters, 0) for _ in range(2))
     prices = search.Prices(
-        empty(torch.float32, search.RATES),
+        empty(torch.float32, 2, search.RATES),
         empty(torch.float32, search.CONTEXTS, 2),
         empty(torch.float32, 10, 24),
     )
-    search.search(one, two, hints, prices)
+    search.search(one, two, hints, prices, (two, hints))
 
 
 CASES = [

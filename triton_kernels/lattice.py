@@ -112,18 +112,29 @@ def cut_kernel(planes, place, moved, sums, height, width, BLOCK: tl.constexpr):
     known = at < (height - 1) // 2 * columns
     y, x = 1 + 2 * (at // columns), 1 + 2 * (at % columns)
     plane = plane_of(planes, place, i_n, height, width) + y * width + x
-    # All of it in sixteenths of a sample.
-    here = 16 * tl.load(plane, known, other=0).to(tl.int32)
-    past = 4 * tl.load(moved + i_n.to(tl.int64) * height * width + y * width + x, known, other=0)
-    around = tl.zeros((BLOCK,), dtype=tl.int32)
-    around += tl.load(plane - width, known, other=0)
-    around += tl.load(plane + width, known, other=0)
-    around += tl.load(plane - 1, known, other=0)
-    around += tl.load(plane + 1, known, other=0)
-    apart = tl.where(known, tl.abs(here - past), 0).to(tl.int64)
-    own = tl.where(known, tl.abs(here - 4 * around), 0).to(tl.int64)
-    tl.atomic_add(sums + 2 * i_n, tl.sum(apart, 0))
-    tl.atomic_add(sums + 2 * i_n + 1, tl.sum(own, 0))
+    past = moved + i_n.to(tl.int64) * height * width + y * width + x
+    # All of it in 32nds of a sample.
+    here = 32 * tl.load(plane, known, other=0).to(tl.int32)
+    there = 8 * tl.load(past, known, other=0)
+    detail = here - 8 * four_around(plane, width, known)
+    both = detail - (there >> 1) + four_around(past, width, known)
+    tl.atomic_add(sums + 3 * i_n, total_of(here - there, known))
+    tl.atomic_add(sums + 3 * i_n + 1, total_of(detail, known))
+    tl.atomic_add(sums + 3 * i_n + 2, total_of(both, known))
+
+
+@triton.jit
+def four_around(plane, width, known):
+    """Sum the four neighbors of samples."""
+    above, below = tl.load(plane - width, known, other=0), tl.load(plane + width, known, other=0)
+    left, right = tl.load(plane - 1, known, other=0), tl.load(plane + 1, known, other=0)
+    return above.to(tl.int32) + below + (left.to(tl.int32) + right)
+
+
+@triton.jit
+def total_of(values, known):
+    """Sum magnitudes."""
+    return tl.sum(tl.where(known, tl.abs(values), 0).to(tl.int64), 0)
 
 
 def check_storage(planes: Tensor, place: Tensor) -> tuple[int, int, int]:
@@ -244,7 +255,7 @@ def on_grid(planes: Tensor, place: Tensor, shape: tuple[int, int], gain: int) ->
 
 
 def cut_sums(planes: Tensor, place: Tensor, moved: Tensor) -> Tensor:
-    """Sum how far samples are from their past, and from the mean of their four neighbors.
+    """Sum how far samples are from their past and neighbors; see `models.plan` for what it says.
 
     Args:
         planes: Storage, int16 or int32 [..., H, W].
@@ -252,7 +263,9 @@ def cut_sums(planes: Tensor, place: Tensor, moved: Tensor) -> Tensor:
         moved: The same planes predicted from the past, int32 [N, H, W] in quarters.
 
     Returns:
-        int64 [N, 2] in sixteenths of a sample, over every second sample of every second row.
+        int64 [N, 3] in 32nds of a sample, over every second sample of every second row: distances
+        to the past, to the mean of the four neighbors, and how much of the latter is left when half
+        of what the past has of it is known.
 
     Raises:
         TypeError: A tensor has another type.
@@ -260,7 +273,7 @@ def cut_sums(planes: Tensor, place: Tensor, moved: Tensor) -> Tensor:
     """
     count, height, width = check_storage(planes, place)
     check("moved", moved, torch.int32, [count, height, width], planes.device)
-    sums = torch.zeros((count, 2), dtype=torch.int64, device=planes.device)
+    sums = torch.zeros((count, 3), dtype=torch.int64, device=planes.device)
     blocks = triton.cdiv(((height - 1) // 2) * ((width - 1) // 2), BLOCK)
     if blocks and count:
         cut_kernel[(blocks, count)](planes, place, moved, sums, height, width, BLOCK=BLOCK)

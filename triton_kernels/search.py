@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels.checks import check
-from triton_kernels.picture import MARGIN, STARTS, Picture, first_looks
+from triton_kernels.picture import LIMIT, MARGIN, STARTS, Picture, first_looks
 
 MAX_VECTOR = 2047
 RATES = 1 << 16
@@ -40,7 +40,8 @@ class Prices(NamedTuple):
     """What decisions cost, in bits.
 
     Attributes:
-        rates: float32 [2**16]: of a block, by a quarter of its sum of differences.
+        rates: float32 [2, 2**16]: of a block, by a quarter of its sum of differences; for a single
+            reference and for a second one.
         bits: float32 [CONTEXTS, 2]: of a yes and a no.
         magnitudes: float32 [10, 24]: of a magnitude's class and the bit below its highest.
     """
@@ -369,7 +370,31 @@ def choose_block(
     return best
 
 
-def search(current: Picture, reference: Picture, hints: Tensor, prices: Prices) -> Tensor:
+@triton.jit
+def wanted_kernel(
+    current, phases, field, out, columns, tall, wide, MARGIN: tl.constexpr, LIMIT: tl.constexpr
+):
+    """One program finds for a block what a second reference has to be; see `search`."""
+    i, j = tl.program_id(0), tl.program_id(1)
+    dy, dx = vector(field, i, j, columns)
+    y, x = MARGIN + 8 * i, MARGIN + 8 * j
+    v = tl.minimum(tl.maximum(y + (dy >> 2), 0), tall - 8)
+    u = tl.minimum(tl.maximum(x + (dx >> 2), 0), wide - 8)
+    inner = tl.arange(0, 8)[:, None] * wide + tl.arange(0, 8)[None, :]
+    plane = phases + (4 * (dy & 3) + (dx & 3)).to(tl.int64) * tall * wide
+    first = tl.load(plane + v * wide + u + inner).to(tl.int32)
+    value = 2 * tl.load(current + y * wide + x + inner).to(tl.int32) - first
+    value = tl.minimum(tl.maximum(value, -LIMIT), LIMIT)
+    tl.store(out + y * wide + x + inner, value.to(tl.int16))
+
+
+def search(
+    current: Picture,
+    reference: Picture,
+    hints: Tensor,
+    prices: Prices,
+    beside: tuple[Picture, Tensor] | None = None,
+) -> Tensor:
     """Choose a motion field.
 
     Args:
@@ -377,6 +402,7 @@ def search(current: Picture, reference: Picture, hints: Tensor, prices: Prices) 
         reference: The frame that it is predicted from, of the same shape.
         hints: The field that the outcome will be coded with, int16 [rows, columns, 2].
         prices: Of the model that it will be coded with.
+        beside: Another reference and its field, which predict the frame, too.
 
     Returns:
         int16 [rows, columns, 2], quarters of a luma sample, at most 2047 in magnitude.
@@ -387,10 +413,20 @@ def search(current: Picture, reference: Picture, hints: Tensor, prices: Prices) 
     """
     device = hints.device
     starts = first_looks(current, reference, hints)
-    check("rates", prices.rates, torch.float32, [RATES], device)
+    check("rates", prices.rates, torch.float32, [2, RATES], device)
     check("bits", prices.bits, torch.float32, [CONTEXTS, 2], device)
     check("magnitudes", prices.magnitudes, torch.float32, [10, 24], device)
     rows, columns, _ = hints.shape
+    size = current.phases.shape[1:]
+    wanted, rates = current.phases, prices.rates[0]
+    if beside is not None:
+        other, known = beside
+        check("beside", other.phases, torch.int16, list(current.phases.shape), device)
+        check("beside", known, torch.int16, [rows, columns, 2], device)
+        wanted, rates = current.phases[0].clone(), prices.rates[1]
+        wanted_kernel[(rows, columns)](
+            current.phases, other.phases, known, wanted, columns, *size, MARGIN=MARGIN, LIMIT=LIMIT
+        )
     tall, wide = starts.shape[:2]
     field = torch.zeros_like(hints)
     for line in range(wide + 2 * (tall - 1)):
@@ -398,8 +434,8 @@ def search(current: Picture, reference: Picture, hints: Tensor, prices: Prices) 
         count = min(tall - 1, line // 2) - first + 1
         if count > 0:
             search_kernel[(count,)](
-                current.phases, reference.phases, hints, starts, *prices, field, first, line,
-                rows, columns, wide, *current.phases.shape[1:],
+                wanted, reference.phases, hints, starts, rates, *prices[1:], field, first, line,
+                rows, columns, wide, *size,
                 MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=8,
                 enable_fp_fusion=False,
             )  # fmt: skip

@@ -168,19 +168,20 @@ class Session:
 
         Returns:
             Fields, int16 [chunks, frames, 2, rows, columns, 2], against the last frame and the
-            one before, and of each frame how far it is from its past and from its own neighbors,
-            int64 [chunks, frames, 2]. The first frame of a chunk has none of it; the second, and
+            one before, and of each frame what `lattice.cut_sums` says, int64 [chunks, frames, 3].
+            The first frame of a chunk has none of it; the second, and
             one that follows a cut, has no second field.
         """
-        sums = torch.zeros((self._chunks, self._frames, 2), dtype=torch.int64, device=self._device)
+        sums = torch.zeros((self._chunks, self._frames, 3), dtype=torch.int64, device=self._device)
         pictures: list[list[picture.Picture]] = []
         for t in range(self._frames):
             pictures.append([self._picture(chunk, t) for chunk in range(self._chunks)])
             if t == 0:
                 continue
             # A cut, and the first frame, leave no hint.
-            apart, own = sums[:, t - 1].unbind(1)
-            calm = (4 * apart <= 5 * own)[:, None, None, None] if t > 1 else 0
+            apart, own, both = sums[:, t - 1].unbind(1)
+            is_cut = (4 * apart > 5 * own) & (16 * both > 15 * own)
+            calm = ~is_cut[:, None, None, None] if t > 1 else 0
             hints = self._fields[:, t - 1, 0] * calm
             self._search(pictures, t, 0, hints.to(torch.int16))
             if t > 1:
@@ -492,7 +493,8 @@ class Session:
         self, pictures: list[list[picture.Picture]], t: int, reference: int, hints: Tensor
     ) -> None:
         for chunk in range(self._chunks):
+            beside = (pictures[t - 1][chunk], self._fields[chunk, t, 0]) if reference else None
             self._fields[chunk, t, reference] = search.search(
                 pictures[t][chunk], pictures[t - 1 - reference][chunk],
-                hints[chunk].contiguous(), self._frozen.prices,
+                hints[chunk].contiguous(), self._frozen.prices, beside,
             )  # fmt: skip

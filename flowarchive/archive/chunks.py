@@ -42,6 +42,9 @@ SMALL_CHUNK_BYTES = 1 << 18
 PIXELWISE_SAMPLES = 1 << 13
 # Above these shares of repeated pixels coding without a model may win, and is sure to.
 PIXELWISE_HOPE, PIXELWISE_SURE = 0.6, 0.9
+# So many frames of an RGB clip tell what all of them would take by pixels: sensors whose colors
+# are interpolated leave rules that hold to the bit. It has to be so much less, since it is slow.
+PIXELWISE_TRIAL, PIXELWISE_WORTH = 2, 0.95
 BYTES_PER_DIGEST_BYTE = 1 << 12  # so that frames' digests never add more than 0.025 %
 
 
@@ -125,27 +128,41 @@ def _push_frames(
 ) -> tuple[Coding, Message, Account]:
     """Return the smaller message of those that are worth trying, and its account."""
     samples = sum(plane.size for group in frames for plane in group)
-    pixels, pixel_account = None, Account(len(frames))
-    if samples >= PIXELWISE_SAMPLES:
-        # A single RGB frame is a photograph, at which the models are not good.
-        hopeful = len(frames) == 1 and letters.startswith("RGB")
-        if hopeful or pixelwise.repetition(frames, letters) > PIXELWISE_HOPE:
-            from flowarchive.pixelwise.frames import push_frames  # compiles loops
-
-            pixels = Message(pixelwise.LANES)
-            ideal = push_frames(pixels, frames, letters, bits)
-            pixel_account.integer(0, pixels.bits, ideal)
-            # In one frame: a filmed picture may stand still, but it repeats nothing by itself.
-            if pixelwise.repetition(frames[:1], letters) > PIXELWISE_SURE:
-                return Coding.PIXELS, pixels, pixel_account
+    colors, enough = letters.startswith("RGB"), samples >= PIXELWISE_SAMPLES
+    pixels: tuple[Coding, Message, Account] | None = None
+    # A single RGB frame is a photograph, at which the models are not good.
+    if enough and (
+        (len(frames) == 1 and colors) or pixelwise.repetition(frames, letters) > PIXELWISE_HOPE
+    ):
+        pixels = _push_pixels(frames, letters, bits)
+        # In one frame: a filmed picture may stand still, but it repeats nothing by itself.
+        if pixelwise.repetition(frames[:1], letters) > PIXELWISE_SURE:
+            return pixels
     message, account = Message(_lanes(samples)), Account(len(frames))
     if letters:
         components = [planes.split(group, letters, bits) for group in frames]
         with _memory_errors():
             account = model.push_frames(message, components, letters, bits, threads)
-    if pixels is not None and len(pixels.to_bytes()) < len(message.to_bytes()):
-        return Coding.PIXELS, pixels, pixel_account
+    if pixels is None and enough and colors:
+        _, trial, _ = _push_pixels(frames[:PIXELWISE_TRIAL], letters, bits)
+        share = PIXELWISE_TRIAL / len(frames)
+        if trial.bits < PIXELWISE_WORTH * share * message.bits:
+            pixels = _push_pixels(frames, letters, bits)
+    if pixels is not None and len(pixels[1].to_bytes()) < len(message.to_bytes()):
+        return pixels
     return Coding.MODEL, message, account
+
+
+def _push_pixels(
+    frames: Sequence[Sequence[Plane]], letters: str, bits: int
+) -> tuple[Coding, Message, Account]:
+    """Push frames pixel by pixel."""
+    from flowarchive.pixelwise.frames import push_frames  # compiles loops
+
+    message, account = Message(pixelwise.LANES), Account(len(frames))
+    ideal = push_frames(message, frames, letters, bits)
+    account.integer(0, message.bits, ideal)
+    return Coding.PIXELS, message, account
 
 
 def decode_chunk(

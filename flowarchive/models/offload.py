@@ -224,7 +224,8 @@ def _push_chunks(
     fields = np.zeros((len(chunks), count, 2, *motion.zero_field(luma).shape), dtype=np.int16)
     if fits and count > 1:
         fields, sums = session.plan()
-        cuts = 4 * sums[..., 0] > 5 * sums[..., 1]
+        past, own, both = np.moveaxis(sums, -1, 0)
+        cuts = (4 * past > 5 * own) & (16 * both > 15 * own)
     near = [find_near(frames) for frames in chunks]
     walks = [
         steps(_Known(session, n, shift, near[n], fields[n], cuts[n]), form.bits, count, luma, fits)

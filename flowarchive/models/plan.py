@@ -19,6 +19,7 @@ SEEN_FRAMES = 8  # of a chunk, to choose the shift by
 CALM = 5  # mean difference of neighbors, in sample steps, that networks still see whole
 SIGHT = 4  # one sample in so many may differ from the last frame's
 CUT = 1.25  # how much worse than from its own neighbors a frame has to be from its past to be cut
+LEFT = 15 / 16  # and how much of what it has over its neighbors has to be left by the past's
 
 
 class Plan:
@@ -129,10 +130,10 @@ def _is_cut(luma: Int32, compensated: Int32) -> bool:
             own += abs(detail)
             past += abs(luma[y, x] - compensated[y, x] / 4)
             both += abs(detail - known / 2)
-    return past > CUT * own and both > own
+    return past > CUT * own and both > LEFT * own
 
 
 @compiled
 def _mean(plane: Int32, y: int, x: int) -> float:
     """The mean of a sample's four neighbors."""
-    return (plane[y - 1, x] + plane[y + 1, x] + plane[y, x - 1] + plane[y, x + 1]) / 4
+    return float(plane[y - 1, x] + plane[y + 1, x] + plane[y, x - 1] + plane[y, x + 1]) / 4

@@ -144,6 +144,6 @@ def _interpolate(
 
 
 @compiled
-def _limited(value: int) -> np.int16:
+def _limited(value: Any) -> np.int16:
     """Clamp a sample, so that the differences of a column of eight fit 15 bits."""
     return np.int16(min(max(value, -DETAIL_LIMIT), DETAIL_LIMIT))
