@@ -13,12 +13,11 @@ SOURCES := flowarchive triton_kernels tests examples
 WORKERS ?= auto
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-# What `make bench` measures: natural 4:2:0 clips first, then the other kinds; the demo's clip where
-# there is no such folder. `make bench CLIPS="a.mkv b.y4m"` measures others.
+# What `make bench` measures: natural 4:2:0 clips on one page and the other kinds on another; the
+# demo's clip where there is no such folder. `make bench NATURAL="a.mkv b.y4m" OTHERS=` measures others.
 BENCH ?= ../shared/data/bench
-NATURAL := $(wildcard $(BENCH)/*_420.* $(BENCH)/yuv420p8*)
-OTHERS := $(filter-out $(NATURAL),$(wildcard $(BENCH)/*.* $(BENCH)/*/*.*))
-CLIPS ?= $(or $(strip $(NATURAL) $(OTHERS)),examples/clip.mkv)
+NATURAL ?= $(wildcard $(BENCH)/*_420.* $(BENCH)/yuv420p8* $(BENCH)/carphone*)
+OTHERS ?= $(filter-out $(NATURAL),$(wildcard $(BENCH)/*.* $(BENCH)/*/*.*))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint format golden bench kernels clean
@@ -57,9 +56,11 @@ format: $(STAMP) ## Rewrite the sources in the house's format
 golden: $(STAMP) ## Write the golden archives that are missing (never rewrites one)
 	$(BIN)/python tests/make_golden.py
 
-bench: $(STAMP) ## Compare with classical codecs on CLIPS (slow); write docs/benchmarks.md
-	$(BIN)/python -m flowarchive bench $(CLIPS) --force \
+bench: $(STAMP) ## Compare with classical codecs (slow); write docs/benchmarks*.md
+	$(BIN)/python -m flowarchive bench $(or $(strip $(NATURAL)),examples/clip.mkv) --force \
 		--markdown docs/benchmarks.md --plot docs/benchmarks.png
+	$(if $(strip $(OTHERS)),$(BIN)/python -m flowarchive bench $(OTHERS) --force \
+		--markdown docs/benchmarks-others.md --plot docs/benchmarks-others.png)
 
 kernels: $(STAMP) ## Compile every kernel for three GPUs, none of them needed (minutes)
 	$(BIN)/python -m triton_kernels.ahead

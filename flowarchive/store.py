@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -27,6 +27,9 @@ from flowarchive.errors import (
 )
 from flowarchive.flows.phases import Tensors
 from flowarchive.models import Model, model_class
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 MAX_MODEL_BYTES = 64 << 20
 SUFFIX = ".safetensors"
@@ -126,13 +129,14 @@ def find_model(
 
     Raises:
         FingerprintMismatch: The embedded model, or the file, is not the named one.
-        ModelNotFound: It is neither embedded, nor that file, nor in the package.
+        ModelNotFound: It is neither embedded, nor that file, nor in the package, which keeps those
+            of its earlier releases, too.
     """
     if embedded is not None:
         return _checked(embedded, fingerprint, name, "the model inside the archive")
     if file is not None:
         return _checked(_read(file), fingerprint, name, file)
-    for packaged, data in _packaged().items():
+    for packaged, data in [*_packaged().items(), *_earlier().items()]:
         if hashlib.sha256(data).digest() == fingerprint:
             return parse_model(data, packaged)
     raise ModelNotFound(f"the archive needs the model {name!r}, SHA-256 {fingerprint.hex()}")
@@ -173,7 +177,8 @@ def place(model: StoredModel, device: str) -> str:
 
 def is_packaged(fingerprint: bytes) -> bool:
     """Whether every installation of this release has the model."""
-    return any(hashlib.sha256(data).digest() == fingerprint for data in _packaged().values())
+    models = [*_packaged().values(), *_earlier().values()]
+    return any(hashlib.sha256(data).digest() == fingerprint for data in models)
 
 
 def _checked(data: bytes, fingerprint: bytes, name: str, where: str) -> StoredModel:
@@ -226,7 +231,15 @@ def packaged_models() -> dict[str, dict[str, Any]]:
 
 
 def _packaged() -> dict[str, bytes]:
-    folder = resources.files("flowarchive") / "weights"
+    return _files(resources.files("flowarchive") / "weights")
+
+
+def _earlier() -> dict[str, bytes]:
+    """Models that earlier releases packed with; nobody has to name them."""
+    return _files(resources.files("flowarchive") / "weights" / "earlier")
+
+
+def _files(folder: Traversable) -> dict[str, bytes]:
     return {
         entry.name.removesuffix(SUFFIX): entry.read_bytes()
         for entry in folder.iterdir()

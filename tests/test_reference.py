@@ -46,7 +46,7 @@ def test_the_reference_imports_nothing_of_ours(path):
 
 def packaged_model(sha256: str) -> bytes | None:
     """A model file of the package, by its fingerprint."""
-    files = (data.read_bytes() for data in WEIGHTS.glob("*.safetensors"))
+    files = (data.read_bytes() for data in WEIGHTS.rglob("*.safetensors"))
     return next((data for data in files if hashlib.sha256(data).hexdigest() == sha256), None)
 
 
