@@ -257,9 +257,11 @@ def test_natural_pictures_are_not_tried(model, tmp_path, monkeypatch):
         packed(tmp_path / "b.flow", video, large_drawing(video, 2), model)
 
 
-@pytest.mark.parametrize(("worth", "tried"), [(0.95, [2]), (1e9, [2, 4])])
-def test_two_frames_of_a_colored_clip_tell_whether_all_are_tried(
-    worth, tried, model, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("chance", "worth", "tried"), [(1, 1e9, []), (-1, 0.95, [1]), (-1, 1e9, [1, 4])]
+)
+def test_the_first_frame_of_a_colored_clip_tells_whether_all_are_tried(
+    chance, worth, tried, model, tmp_path, monkeypatch
 ):
     counts: list[int] = []
 
@@ -268,6 +270,7 @@ def test_two_frames_of_a_colored_clip_tell_whether_all_are_tried(
         return push_frames(message, group, letters, bits)
 
     monkeypatch.setattr(frames, "push_frames", count)
+    monkeypatch.setattr(chunks, "PIXELWISE_CHANCE", chance)
     monkeypatch.setattr(chunks, "PIXELWISE_WORTH", worth)
     video = VideoFormat(64, 48, "gbrp")
     group = tiny.noisy_frames(video, 4)

@@ -42,9 +42,9 @@ SMALL_CHUNK_BYTES = 1 << 18
 PIXELWISE_SAMPLES = 1 << 13
 # Above these shares of repeated pixels coding without a model may win, and is sure to.
 PIXELWISE_HOPE, PIXELWISE_SURE = 0.6, 0.9
-# So many frames of an RGB clip tell what all of them would take by pixels: sensors whose colors
-# are interpolated leave rules that hold to the bit. It has to be so much less, since it is slow.
-PIXELWISE_TRIAL, PIXELWISE_WORTH = 2, 0.95
+# Sensors whose colors are interpolated leave rules that hold to the bit. Above this share the first
+# frame of an RGB clip is tried; all of them, if it takes so much less, since pixels are slow.
+PIXELWISE_CHANCE, PIXELWISE_WORTH = 0.25, 0.95
 BYTES_PER_DIGEST_BYTE = 1 << 12  # so that frames' digests never add more than 0.025 %
 
 
@@ -128,12 +128,13 @@ def _push_frames(
 ) -> tuple[Coding, Message, Account]:
     """Return the smaller message of those that are worth trying, and its account."""
     samples = sum(plane.size for group in frames for plane in group)
-    colors, enough = letters.startswith("RGB"), samples >= PIXELWISE_SAMPLES
+    colors, share = letters.startswith("RGB"), 0.0
+    if samples >= PIXELWISE_SAMPLES:
+        share = pixelwise.repetition(frames, letters)
+        if colors and len(frames) == 1:
+            share = 1.0  # a photograph, at which the models are not good
     pixels: tuple[Coding, Message, Account] | None = None
-    # A single RGB frame is a photograph, at which the models are not good.
-    if enough and (
-        (len(frames) == 1 and colors) or pixelwise.repetition(frames, letters) > PIXELWISE_HOPE
-    ):
+    if share > PIXELWISE_HOPE:
         pixels = _push_pixels(frames, letters, bits)
         # In one frame: a filmed picture may stand still, but it repeats nothing by itself.
         if pixelwise.repetition(frames[:1], letters) > PIXELWISE_SURE:
@@ -143,10 +144,9 @@ def _push_frames(
         components = [planes.split(group, letters, bits) for group in frames]
         with _memory_errors():
             account = model.push_frames(message, components, letters, bits, threads)
-    if pixels is None and enough and colors:
-        _, trial, _ = _push_pixels(frames[:PIXELWISE_TRIAL], letters, bits)
-        share = PIXELWISE_TRIAL / len(frames)
-        if trial.bits < PIXELWISE_WORTH * share * message.bits:
+    if pixels is None and colors and share > PIXELWISE_CHANCE:
+        _, trial, _ = _push_pixels(frames[:1], letters, bits)
+        if trial.bits < PIXELWISE_WORTH / len(frames) * message.bits:
             pixels = _push_pixels(frames, letters, bits)
     if pixels is not None and len(pixels[1].to_bytes()) < len(message.to_bytes()):
         return pixels

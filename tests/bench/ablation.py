@@ -43,8 +43,8 @@ def rounded_vectors(quarters: int) -> Patch:
     """Vectors at multiples of so many quarters of a sample."""
     search = motion.search
 
-    def searched(*arguments: Any) -> motion.Field:
-        field = search(*arguments).astype(np.int32)
+    def searched(*arguments: Any, **options: Any) -> motion.Field:
+        field = search(*arguments, **options).astype(np.int32)
         rounded = (field + quarters // 2) // quarters * quarters
         return np.clip(rounded, -2044, 2044).astype(np.int16)
 
@@ -55,8 +55,8 @@ def coarse_blocks() -> Any:
     """Keep the first vector of every two by two blocks."""
     search = motion.search
 
-    def searched(*arguments: Any) -> motion.Field:
-        field = search(*arguments)
+    def searched(*arguments: Any, **options: Any) -> motion.Field:
+        field = search(*arguments, **options)
         whole = field[::2, ::2].repeat(2, axis=0).repeat(2, axis=1)
         return np.ascontiguousarray(whole[: field.shape[0], : field.shape[1]])
 
@@ -65,7 +65,22 @@ def coarse_blocks() -> Any:
 
 def no_motion() -> Any:
     """Vectors of zero."""
-    return mock.patch.object(motion, "search", lambda current, *_: motion.zero_field(current.shape))
+    return mock.patch.object(
+        motion, "search", lambda current, *_, **__: motion.zero_field(current.shape)
+    )
+
+
+def by_samples() -> Any:
+    """Blocks compared as they are, not by their detail."""
+    return mock.patch.object(
+        motion.picture, "_detail", lambda luma, drop: (luma >> drop << 1).astype(np.int16)
+    )
+
+
+def apart() -> Any:
+    """The second reference chosen as if there were no first one."""
+    search = motion.search
+    return mock.patch.object(motion, "search", lambda *parts, beside=None: search(*parts))
 
 
 def one_reference() -> Any:
@@ -152,6 +167,8 @@ VARIANTS: dict[str, Patch] = {
     "vectors in half samples": rounded_vectors(2),
     "vectors in whole samples": rounded_vectors(4),
     "blocks of 16 x 16 only": coarse_blocks,
+    "blocks compared by samples": by_samples,
+    "second reference apart": apart,
     "no motion": no_motion,
     "one reference": one_reference,
     "filters do not learn": frozen_filters,
