@@ -180,7 +180,7 @@ class Session:
                 continue
             # A cut, and the first frame, leave no hint.
             apart, own, both = sums[:, t - 1].unbind(1)
-            is_cut = (4 * apart > 5 * own) & (16 * both > 15 * own)
+            is_cut = (4 * apart > 5 * own) & ((16 * both > 15 * own) | (apart > 2 * own))
             calm = ~is_cut[:, None, None, None] if t > 1 else 0
             hints = self._fields[:, t - 1, 0] * calm
             self._search(pictures, t, 0, hints.to(torch.int16))

@@ -225,7 +225,7 @@ def _push_chunks(
     if fits and count > 1:
         fields, sums = session.plan()
         past, own, both = np.moveaxis(sums, -1, 0)
-        cuts = (4 * past > 5 * own) & (16 * both > 15 * own)
+        cuts = (4 * past > 5 * own) & ((16 * both > 15 * own) | (past > 2 * own))
     near = [find_near(frames) for frames in chunks]
     walks = [
         steps(_Known(session, n, shift, near[n], fields[n], cuts[n]), form.bits, count, luma, fits)

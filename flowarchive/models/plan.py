@@ -18,8 +18,9 @@ Int32 = NDArray[np.int32]
 SEEN_FRAMES = 8  # of a chunk, to choose the shift by
 CALM = 5  # mean difference of neighbors, in sample steps, that networks still see whole
 SIGHT = 4  # one sample in so many may differ from the last frame's
-CUT = 1.25  # how much worse than from its own neighbors a frame has to be from its past to be cut
-LEFT = 15 / 16  # and how much of what it has over its neighbors has to be left by the past's
+# A frame is cut where its past is so much farther than its own neighbors, and either leaves so much
+# of what it has over these, or is very far, as where a light flashes.
+CUT, LEFT, FAR = 1.25, 15 / 16, 2
 
 
 class Plan:
@@ -130,7 +131,7 @@ def _is_cut(luma: Int32, compensated: Int32) -> bool:
             own += abs(detail)
             past += abs(luma[y, x] - compensated[y, x] / 4)
             both += abs(detail - known / 2)
-    return past > CUT * own and both > LEFT * own
+    return past > CUT * own and (both > LEFT * own or past > FAR * own)
 
 
 @compiled
