@@ -134,6 +134,27 @@ def test_a_model_is_found_by_name_by_file_and_by_fingerprint(good, model_file, m
     assert store.find_model(fingerprint, good, "as called").name == "as called"
 
 
+RELEASED = {
+    "idf": "e56a3be4a8c2af3ba9f24d3cabbaac1cb423f609d70782f3efc21d15b7511f81",
+    "video-1": "d6b59b3abe50eabc4d41ba3c755bbad12178bf5bc30e9b21fecd94f11b45e4ca",
+    "chain-1": "b9e3023052b77fe5798ad046428f931113a5f983baed4be5f93000c6167922fc",
+}
+"""Every model that an archive may name without holding it."""
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_models_of_every_release_are_in_the_package(name):
+    fingerprint = bytes.fromhex(RELEASED[name])
+    assert store.is_packaged(fingerprint)
+    assert store.find_model(fingerprint, None, "as called").name == name
+
+
+def test_models_of_earlier_releases_have_no_name():
+    assert set(store.packaged_models()) == {"idf", "video", "chain"}
+    with pytest.raises(ModelNotFound):
+        store.load_packaged("video-1")
+
+
 @pytest.mark.parametrize(
     "name", ["no such model", "/no/such/file.safetensors", ".", "", "x" * 5000, "nul\0byte"]
 )

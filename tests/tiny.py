@@ -384,7 +384,15 @@ CASES = {
         shipped="idf",
         options={"embed_model": "never"},
     ),
+    # Written by an earlier release, with its model of that name.
     "shipped-video": Case(
+        VideoFormat(24, 16, "yuv420p"),
+        make=soft_ramps,
+        kind="video",
+        shipped="video",
+        options={"embed_model": "never"},
+    ),
+    "shipped-video-2": Case(
         VideoFormat(24, 16, "yuv420p"),
         make=soft_ramps,
         kind="video",
