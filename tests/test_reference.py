@@ -27,6 +27,7 @@ from reference.refusal import Refused
 from test_format import FORMAT_MD, example
 
 from flowarchive.bitsback.dequantize import tilt_masses
+from flowarchive.chunk import Chunk
 from flowarchive.flows.maps import Mixture
 from flowarchive.frames import PIXEL_LAYOUTS, VideoFormat
 
@@ -61,6 +62,15 @@ def test_golden_archive(name):
     _, frames = decode(path.read_bytes(), packaged_model)
     facts = [{"pts": pts, "sha256": sample_hashes(planes)} for pts, planes in frames]
     assert facts == json.loads(path.with_suffix(".json").read_text())["frames"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("chain-cuts", 8), ("chain-account", 16)])
+def test_the_account_of_a_golden_archive(name, kind):
+    (payload,) = read_container((GOLDEN / "accept" / f"{name}.flow").read_bytes()).chunks
+    assert payload[14] & 24 == kind
+    read = Chunk.from_bytes(payload).account
+    rows = [(f.integer, f.popped, f.pushed, f.ideal) for f in read.frames]
+    assert read_chunk(payload).account == (read.seed, read.peak, rows)
 
 
 @pytest.mark.parametrize("name", ALL_REJECT)

@@ -465,6 +465,13 @@ CHAIN_CASES = {
             settings={"SAMPLES_PER_LANE": 100},
         ),
         "chain-cuts": Case(VideoFormat(14, 10, "gray"), frames={"count": 4, "cuts": (1, 2)}),
+        "chain-account": Case(VideoFormat(14, 10, "gray"), frames={"count": 9, "cuts": (4,)}),
+        "chain-layers": Case(
+            VideoFormat(18, 13, "gray"),
+            model=LAYERS["all"],
+            frames={"count": 3, "noise": 9.0},
+            least_gain=BY_FLOW,
+        ),
     }.items()
 }
 """The same of the `chain` model, which borrows in each."""
