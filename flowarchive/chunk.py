@@ -386,7 +386,10 @@ class _Cursor:
 
     def bits(self, frames: int) -> Iterator[tuple[int, ...]]:
         """What frames pushed by the integer family, popped, grew by, and spent beyond the ideal."""
-        return zip(*columns.unpack(self.take, _ACCOUNT_COLUMNS, frames), strict=True)
+        rest = memoryview(self._data)[self._position :]
+        whole, size = columns.unpack(rest, _ACCOUNT_COLUMNS, frames)
+        self._position += size
+        return zip(*whole, strict=True)
 
     def plain_bits(self) -> tuple[int, ...]:
         integer, popped, pushed = self.groups(), self.groups(), self.groups()

@@ -9,13 +9,16 @@ of any columns. The lowest bits of a byte come first, and the last byte is fille
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from flowarchive.errors import FormatError
+from flowarchive.errors import FormatError, Truncated
 
 _ORDER_BITS = 6
 _MOST_ONES = 64
+# What a number takes at most, and the bits of a byte before it: 64 ones, a zero, 127 bits.
+_WINDOW = 25
 
 
 def pack(columns: Sequence[Sequence[int]]) -> bytes:
@@ -23,9 +26,7 @@ def pack(columns: Sequence[Sequence[int]]) -> bytes:
     stream = _Stream()
     for column in columns:
         numbers = [_zigzag(b - a) for a, b in pairwise((0, *column))]
-        # A higher order than the largest number has bits is of no use.
-        orders = range(min(max(numbers).bit_length() + 1, 1 << _ORDER_BITS))
-        order = min(orders, key=lambda k: sum(map(_size(k), numbers)))
+        order = _shortest(numbers)
         stream.give(order, _ORDER_BITS)
         for number in numbers:
             shifted = number + (1 << order)
@@ -35,44 +36,47 @@ def pack(columns: Sequence[Sequence[int]]) -> bytes:
     return stream.whole()
 
 
-def unpack(take: Callable[[int], bytes], columns: int, rows: int) -> list[list[int]]:
+def unpack(data: bytes | memoryview, columns: int, rows: int) -> tuple[list[list[int]], int]:
     """Read what `pack` wrote.
 
     Args:
-        take: Gives so many of the next bytes.
+        data: Begins with it.
         columns: How many there are.
         rows: Numbers in each of them.
+
+    Returns:
+        The columns, and how many bytes they take.
 
     Raises:
         FormatError: The bytes are not the encoding of such columns.
     """
-    bits, whole = _Bits(take), []
+    bits, whole = _Bits(data), []
     for _ in range(columns):
         order = bits.take(_ORDER_BITS)
-        whole.append(list(accumulate(_numbers(bits, order, rows))))
-    if pack(whole) != bits.taken:
-        raise FormatError("columns of a chunk are not written as they should be")
-    return whole
+        numbers = [bits.number(order) for _ in range(rows)]
+        if order != _shortest(numbers):
+            raise FormatError("a column of a chunk is not written in the shortest way")
+        whole.append(list(accumulate(number >> 1 ^ -(number & 1) for number in numbers)))
+    return whole, bits.end()
 
 
-def _numbers(bits: _Bits, order: int, rows: int) -> Iterator[int]:
-    for _ in range(rows):
-        more = 0
-        while bits.take(1):
-            more += 1
-            if more > _MOST_ONES:
-                raise FormatError("a number in a column of a chunk has no end")
-        value = bits.take(order + more) + (1 << order + more) - (1 << order)
-        yield value >> 1 ^ -(value & 1)
+def _shortest(numbers: Sequence[int]) -> int:
+    """Return the order that makes a column the shortest, the least of equals."""
+    ascending = sorted(numbers)
+    most = ascending[-1].bit_length()
+
+    def length(order: int) -> int:
+        # A number takes order + 1 bits, and two more for each power of two beyond that it reaches.
+        starts = ((1 << power) - (1 << order) for power in range(order + 1, most + 2))
+        longer = sum(len(ascending) - bisect_left(ascending, start) for start in starts)
+        return len(ascending) * (order + 1) + 2 * longer
+
+    # A higher order than the largest number has bits is of no use.
+    return min(range(min(most + 1, 1 << _ORDER_BITS)), key=length)
 
 
 def _zigzag(value: int) -> int:
     return 2 * value if value >= 0 else -2 * value - 1
-
-
-def _size(order: int) -> Callable[[int], int]:
-    """How many bits numbers take."""
-    return lambda number: 2 * (number + (1 << order)).bit_length() - order - 1
 
 
 class _Stream:
@@ -98,18 +102,35 @@ class _Stream:
 class _Bits:
     """Takes bits from the front of some bytes, the lowest first."""
 
-    def __init__(self, take: Callable[[int], bytes]) -> None:
-        self._take = take
-        self.taken = bytearray()
-        self._value = self._count = 0
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = data
+        self._position = 0
 
     def take(self, count: int) -> int:
-        missing = -(-max(0, count - self._count) // 8)
-        piece = self._take(missing)
-        self.taken += piece
-        self._value |= int.from_bytes(piece, "little") << self._count
-        self._count += 8 * missing
-        found = self._value & ((1 << count) - 1)
-        self._value >>= count
-        self._count -= count
+        found = self._ahead() & ((1 << count) - 1)
+        self._advance(count)
         return found
+
+    def number(self, order: int) -> int:
+        ahead = self._ahead()
+        more = (~ahead & (ahead + 1)).bit_length() - 1
+        if more > _MOST_ONES:
+            raise FormatError("a number in a column of a chunk has no end")
+        count = order + more
+        self._advance(more + 1 + count)
+        return (ahead >> more + 1 & (1 << count) - 1) + (1 << count) - (1 << order)
+
+    def end(self) -> int:
+        """Take what fills the last byte, and return how many bytes there were."""
+        if self.take(-self._position % 8):
+            raise FormatError("a chunk's columns are not filled up with zeros")
+        return self._position // 8
+
+    def _ahead(self) -> int:
+        start = self._position // 8
+        return int.from_bytes(self._data[start : start + _WINDOW], "little") >> self._position % 8
+
+    def _advance(self, count: int) -> None:
+        self._position += count
+        if self._position > 8 * len(self._data):
+            raise Truncated("the chunk ends early")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -22,10 +23,14 @@ _R = TypeVar("_R")
 
 
 def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a loop with numba: no float shortcuts, no interpreter lock, kept on disk."""
+    """Compile a loop with numba: no float shortcuts, no interpreter lock, kept on disk.
+
+    Where no directory can be written to, every process compiles anew.
+    """
     # The numpy error model drops the test for a zero divisor; every caller has checked its own.
     dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    dispatcher._cache = _MachineCode(function)  # type: ignore[no-untyped-call]
+    with suppress(RuntimeError):  # numba finds no such directory
+        dispatcher._cache = _MachineCode(function)  # type: ignore[no-untyped-call]
     return cast(Callable[_P, _R], dispatcher)
 
 

@@ -14,6 +14,7 @@ import json
 import struct
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,12 +26,14 @@ from container_laws import archive_prologue as prologue
 from container_laws import flip, join, split
 
 import flowarchive
+from flowarchive.chunk import Chunk
 from flowarchive.frames import Frame
 from flowarchive.models import chain, form, video
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 ACCEPT = {**tiny.CASES, **tiny.VIDEO_CASES, **tiny.CHAIN_CASES, **tiny.PIXEL_CASES}
-# The archives that are damaged to make those of REJECT, VIDEO_REJECT and CHAIN_REJECT.
+# The archives that are damaged to make those of REJECT, VIDEO_REJECT and CHAIN_REJECT; others
+# stand beside what damages them.
 BASE = "gray"
 VIDEO_BASE = "video-tables"
 CHAIN_BASE = "chain-cuts"
@@ -346,6 +349,61 @@ CHAIN_REJECT: dict[str, Callable[[bytes], bytes]] = {
         set_tensor("flows.intra_chroma.1.begin.0.bias", struct.pack("<i", 1 << 24))
     ),
 }
+# Of an archive whose account is in columns: that of CHAIN_BASE is older.
+ACCOUNT_BASE = "chain-account"
+
+
+def account(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """A damage to the account of the chunk, which stands before the message."""
+
+    def in_chunk(data: bytes) -> bytes:
+        chunk = Chunk.from_bytes(data)
+        end = len(data) - len(chunk.payload)
+        start = len(replace(chunk, account=None).to_bytes()) - len(chunk.payload)
+        return data[:start] + change(data[start:end]) + data[end:]
+
+    return edit(b"CHNK", in_chunk)
+
+
+def columns_of(*column: str) -> bytes:
+    """A seed and a peak of 1, and columns of these bits, each for as many frames as there are."""
+    bits = "".join(column)
+    whole = int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
+    return b"\1\1" + whole
+
+
+NINE_ZEROS = "000000" + 9 * "0"
+# The first frame popped 1 bit and the others none; growth and overhead are 0.
+ONE_POPPED = NINE_ZEROS, "000000" + "101" + "100" + 7 * "0", NINE_ZEROS, NINE_ZEROS
+ACCOUNT_REJECT: dict[str, Callable[[bytes], bytes]] = {
+    "FormatError-account-of-both-kinds": edit(
+        b"CHNK", lambda data: data[:14] + bytes([data[14] | 8]) + data[15:]
+    ),
+    "FormatError-account-without-bits-back": account(lambda _: columns_of(*4 * [NINE_ZEROS])),
+    "FormatError-account-peak": account(lambda _: b"\1\2" + columns_of(*ONE_POPPED)[2:]),
+    "FormatError-account-order": account(
+        lambda _: columns_of("100000" + 9 * "00", *ONE_POPPED[1:])
+    ),
+    "FormatError-account-number-endless": account(
+        lambda _: columns_of("000000" + 65 * "1" + 65 * "0" + 9 * "0", *ONE_POPPED[1:])
+    ),
+    "FormatError-account-of-long-numbers": account(
+        lambda _: columns_of(*4 * ["000000" + 9 * ("1" * 64 + "0" + "01" * 32)])
+    ),
+    "FormatError-account-number-too-large": account(
+        # 2^48 for the first frame, and as much less for the second: m is 49, n has its top alone.
+        lambda _: columns_of(
+            NINE_ZEROS,
+            "000000" + 2 * ("1" * 49 + "0" + "1" + 48 * "0") + 7 * "0",
+            NINE_ZEROS,
+            NINE_ZEROS,
+        )
+    ),
+    "FormatError-account-not-filled-with-zeros": account(
+        lambda account: account[:-1] + bytes([account[-1] | 128])
+    ),
+    "Truncated-account": edit(b"CHNK", lambda data: data[:40]),
+}
 PIXEL_BASE = "pixels-gray16le-tables"
 PIXEL_REJECT: dict[str, Callable[[bytes], bytes]] = {
     "FormatError-pixels-lanes": chunk_field(6, "H", 1),
@@ -354,7 +412,40 @@ PIXEL_REJECT: dict[str, Callable[[bytes], bytes]] = {
     "MessageExhausted-pixels": message(lambda data: data[:8] + data[12:]),
     "CodingError-pixels-head": message(lambda data: data[:7] + b"\xff" + data[8:]),
 }
-ALL_REJECT = {**REJECT, **VIDEO_REJECT, **WALK_REJECT, **CHAIN_REJECT, **PIXEL_REJECT}
+# Of an archive whose flows are made of all kinds of layers.
+LAYERS_BASE = "chain-layers"
+LAYERS_REJECT: dict[str, Callable[[bytes], bytes]] = {
+    "FormatError-layers-bits-left-over": message(lambda data: data[:8] + b"\1\2\3\4" + data[8:]),
+    "MessageExhausted-layers": message(lambda data: data[:8] + data[12:]),
+    "ModelError-layers-kind": other_model(
+        config_text(b'\\"kind\\":\\"norm\\"', b'\\"kind\\":\\"nord\\"')
+    ),
+    "ModelError-layers-part-twice": other_model(config_text(b"[2,0,3,1]", b"[2,0,3,3]")),
+    "ModelError-layers-components": other_model(
+        config_text(b'\\"components\\":2', b'\\"components\\":9')
+    ),
+    "ModelError-layers-tilted": other_model(
+        config_text(b'\\"tilted\\":true', b'\\"tilted\\":null')
+    ),
+    "ModelError-layers-norm": other_model(
+        set_tensor("flows.inter_luma.1.norm.0.shift", struct.pack("<h", 769))
+    ),
+    "ModelError-layers-mix": other_model(
+        set_tensor("flows.intra_luma.2.mix.1.lower", struct.pack("<h", (1 << 14) + 1))
+    ),
+    "NotReproducible-layers": other_model(
+        set_tensor("flows.intra_chroma.0.head.tilt.bias", struct.pack("<i", 1 << 24))
+    ),
+}
+ALL_REJECT = {
+    **REJECT,
+    **VIDEO_REJECT,
+    **WALK_REJECT,
+    **CHAIN_REJECT,
+    **ACCOUNT_REJECT,
+    **LAYERS_REJECT,
+    **PIXEL_REJECT,
+}
 
 
 def main() -> None:
@@ -370,6 +461,8 @@ def main() -> None:
         (VIDEO_BASE, VIDEO_REJECT),
         (WALK_BASE, WALK_REJECT),
         (CHAIN_BASE, CHAIN_REJECT),
+        (ACCOUNT_BASE, ACCOUNT_REJECT),
+        (LAYERS_BASE, LAYERS_REJECT),
         (PIXEL_BASE, PIXEL_REJECT),
     )
     for base, damages in bases:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import linear
 import numpy as np
 import pytest
+from processors import AVX2, VNNI, call
 
 from flowarchive import adaptive
 from flowarchive.adaptive import DefaultFilters, LinearPredictor, rows, samples, solve
@@ -262,3 +265,24 @@ def test_weights_out_of_range_are_refused():
     filters[1, 2, 3, 4] = -adaptive.WEIGHT_LIMIT - 1
     with pytest.raises(ValueError, match="larger"):
         LinearPredictor(filters)
+
+
+def filters_hash() -> str:
+    """Of predictions by filters that have learned, of both sorts."""
+    digest = hashlib.sha256()
+    for taps in TAPS:
+        predictor = LinearPredictor(some_filters(4, taps))
+        for frame in range(3):
+            planes = some_planes(frame, taps, (70, 83), 200)
+            for phase in range(3):
+                found = predictor.predict(*as_arguments(planes), 0, phase, 1, -WIDE, WIDE)
+                digest.update(found.tobytes())
+            predictor.learn(*as_arguments(planes), 0, 1)
+            predictor.end_frame()
+        digest.update(predictor.weights.tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(("expected", "name", "features"), [AVX2, VNNI])
+def test_older_processors_learn_the_same(expected, name, features):
+    assert call("test_adaptive.filters_hash", name, features) == [expected, filters_hash()]

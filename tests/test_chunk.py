@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import random
 import struct
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -444,9 +444,35 @@ def test_malformed_columns(data, kind):
 
 @given(st.lists(st.lists(st.integers(-(1 << 60), 1 << 60), min_size=9, max_size=9), max_size=5))
 def test_any_columns_come_back(whole):
-    data = io.BytesIO(columns.pack(whole) + b"more")
-    assert columns.unpack(data.read, len(whole), 9) == whole
-    assert data.read() == b"more"
+    data = columns.pack(whole)
+    assert columns.unpack(data + b"more", len(whole), 9) == (whole, len(data))
+
+
+@given(st.lists(st.integers(0, (1 << 62) - 1), min_size=1, max_size=9))
+def test_the_order_of_a_column_is_the_one_that_makes_it_the_shortest(numbers):
+    def length(order: int) -> int:
+        return sum(2 * (number + (1 << order)).bit_length() - order - 1 for number in numbers)
+
+    assert columns._shortest(numbers) == min(range(64), key=length)
+
+
+def test_long_numbers_of_many_frames_are_refused_without_a_step_for_each_bit():
+    frames, steps = 4096, 0
+    number = "1" * 64 + "0" + "01" * 32
+    data = in_columns(*["000000" + number * frames] * 4)
+    whole = with_account(b"\1\1" + data, frames=frames, kind=ACCOUNT)
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(count)
+    try:
+        with pytest.raises(FormatError, match="shortest"):
+            Chunk.from_bytes(whole)
+    finally:
+        sys.setprofile(None)
+    assert steps < 100 * frames
 
 
 def test_an_account_of_the_largest_numbers():

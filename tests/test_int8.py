@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from llvmlite import binding
 from models import scramble
-from numba.core.registry import cpu_target
 from numpy.typing import NDArray
+from processors import OLDER, call
 
 from flowarchive import exact, int8, tiles
 from flowarchive.errors import ModelError
@@ -235,43 +230,6 @@ def phases_hash() -> str:
     return digest.hexdigest()
 
 
-def way() -> str:
-    """How sums are made."""
-    features = cpu_target.target_context.codegen()._tm_features
-    if tiles.has_amx():
-        return "amx"
-    return next((way for way in ("avx512vnni", "avx2") if f"+{way}" in features), "plain")
-
-
-HOST = binding.get_host_cpu_features()
-
-
-@pytest.mark.parametrize(
-    ("expected", "name", "features"),
-    [
-        ("plain", "generic", ""),
-        ("avx2", "haswell", "+sse4.2,+avx,+avx2"),
-        pytest.param(
-            "avx512vnni",
-            binding.get_host_cpu_name(),
-            ",".join(f"+{f}" for f, there in HOST.items() if there and "amx" not in f),
-            marks=pytest.mark.skipif(not HOST.get("avx512vnni"), reason="needs AVX512-VNNI"),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("expected", "name", "features"), OLDER)
 def test_older_processors_give_the_same(expected, name, features):
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_int8 as t; print(t.way(), t.phases_hash())"],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
-            "NUMBA_CPU_NAME": name,
-            "NUMBA_CPU_FEATURES": features,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [expected, phases_hash()]
+    assert call("test_int8.phases_hash", name, features) == [expected, phases_hash()]

@@ -49,10 +49,10 @@ def run(tmp_path):
     path = os.pathsep.join([str(tmp_path), *sys.path])
     place = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": path}
 
-    def run(statements: str) -> str:
+    def run(statements: str, **env: str) -> str:
         command = [sys.executable, "-c", statements]
         done = subprocess.run(
-            command, env=os.environ | place, capture_output=True, text=True, check=True
+            command, env=os.environ | place | env, capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
@@ -64,6 +64,16 @@ def test_what_was_loaded_is_inlined_and_loaded_again(run):
     both = "from mine import *; print(inner(5), hits(inner), outer(2), hits(outer))"
     assert run(both) == "16 1 205 0"  # what calls it is compiled against what was loaded
     assert run(both) == "16 1 205 1"
+
+
+def test_without_a_directory_to_keep_it_in_machine_code_is_made_anew(run, tmp_path):
+    # Not even root can make a directory where there is a file.
+    (tmp_path / "__pycache__").write_text("")
+    nowhere = str(tmp_path / "mine.py" / "cache")
+    kept = "from mine import *; print(outer(2), hits(inner), type(outer._cache).__name__)"
+    for _ in range(2):
+        found = run(kept, NUMBA_CACHE_DIR="", XDG_CACHE_HOME=nowhere, HOME=nowhere)
+        assert found == "205 0 NullCache"
 
 
 def test_caches_of_others_are_left_alone(run):

@@ -9,13 +9,16 @@ import re
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from make_golden import ACCEPT, ALL_REJECT, GOLDEN, sample_hashes
-from reference.chain import core, knots, known_chain_answer
+from reference.chain import LEAN, known_chain_answer
+from reference.chunk import read_chunk
 from reference.container import crc32c, read_container
 from reference.decode import decode
 from reference.layouts import LAYOUTS, plane_shapes
+from reference.maps import core, knots, mixture
 from reference.message import Message
 from reference.mixture import LogisticMixture
 from reference.model import read_model_file
@@ -23,11 +26,14 @@ from reference.phases import known_answer
 from reference.refusal import Refused
 from test_format import FORMAT_MD, example
 
+from flowarchive.bitsback.dequantize import tilt_masses
+from flowarchive.chunk import Chunk
+from flowarchive.flows.maps import Mixture
 from flowarchive.frames import PIXEL_LAYOUTS, VideoFormat
 
 REFERENCE = Path(__file__).parent / "reference"
 WEIGHTS = Path(__file__).parent.parent / "flowarchive" / "weights"
-LIBRARY = {"hashlib", "json", "math", "re", "struct"}
+LIBRARY = {"bisect", "functools", "hashlib", "itertools", "json", "math", "re", "struct"}
 TYPING = {"__future__", "collections.abc", "dataclasses", "decimal", "typing"}
 
 
@@ -58,6 +64,15 @@ def test_golden_archive(name):
     assert facts == json.loads(path.with_suffix(".json").read_text())["frames"]
 
 
+@pytest.mark.parametrize(("name", "kind"), [("chain-cuts", 8), ("chain-account", 16)])
+def test_the_account_of_a_golden_archive(name, kind):
+    (payload,) = read_container((GOLDEN / "accept" / f"{name}.flow").read_bytes()).chunks
+    assert payload[14] & 24 == kind
+    read = Chunk.from_bytes(payload).account
+    rows = [(f.integer, f.popped, f.pushed, f.ideal) for f in read.frames]
+    assert read_chunk(payload).account == (read.seed, read.peak, rows)
+
+
 @pytest.mark.parametrize("name", ALL_REJECT)
 def test_damaged_golden_archive(name):
     with pytest.raises(Refused) as caught:
@@ -78,6 +93,30 @@ def test_archive_that_was_just_packed(name, tmp_path):
     _, frames = decode(archive.read_bytes())
     expected = [(f.pts, [plane.tolist() for plane in f.planes]) for f in case.make_frames()]
     assert frames == expected
+
+
+@pytest.mark.parametrize("layers", tiny.LAYERS)
+def test_chain_of_other_layers(layers, tmp_path):
+    # 13 x 9 samples of a phase in level 0: the last squares have one part.
+    video = VideoFormat(26, 19, "gray")
+    case = tiny.Case(
+        video,
+        kind="chain",
+        model=tiny.LAYERS[layers],
+        make=tiny.waves,
+        frames={"count": 2, "noise": 9.0},
+        least_gain=tiny.BY_FLOW,
+    )
+    model = case.write_model(tmp_path / "new.safetensors", seed=7)
+    archive = tiny.pack_case(case, model, tmp_path / "new.flow").read_bytes()
+    (length,) = struct.unpack_from("<Q", model.read_bytes())
+    stated = json.loads(model.read_bytes()[8 : 8 + length])["__metadata__"]["known_answer"]
+    read = read_model_file(model.read_bytes())
+    assert known_chain_answer(read.tensors, read.config, read.flow) == stated
+    chunk = read_chunk(read_container(archive).chunks[0])
+    assert sum(popped for _, popped, _, _ in chunk.account[2]) > 3000, "hardly a phase by its flow"
+    _, frames = decode(archive)
+    assert frames == [(f.pts, [plane.tolist() for plane in f.planes]) for f in case.make_frames()]
 
 
 def test_groups_of_intra_frames_end_where_they_are_large(tmp_path, monkeypatch):
@@ -111,9 +150,17 @@ def test_the_known_answer_of_a_chain_model(tmp_path):
 
 def test_the_tables_of_a_chain_are_those_of_the_document():
     text = FORMAT_MD.with_name("format-chain.md").read_text()
-    for table in (knots(24), knots(28), core(14)):
+    lean = [freq for tilt in sorted(LEAN) for freq in LEAN[tilt].freqs]
+    for table in (knots(24), knots(28), core(14), lean):
         packed = struct.pack(f"<{len(table)}i", *table)
         assert f"`{hashlib.sha256(packed).hexdigest()}`" in text
+    written = re.search(r"^i\(30\.\.40\) = ([\d, ]+)\.$", text, re.M)[1]
+    worked = ([1024, 3072], [-256, 512], [0, -16], 8)
+    ends, _ = mixture(*worked)
+    assert written == ", ".join(map(str, ends[30:41]))
+    ours = Mixture(*(np.array([row]) for row in worked[:3]), worked[3])
+    assert ours.knots(slice(None))[1].tolist() == [ends]
+    assert tilt_masses()[np.arange(-8, 9) != 0].ravel().tolist() == lean
 
 
 def test_archive_without_its_model(tmp_path):

@@ -20,6 +20,7 @@ from flowarchive.archive import chunks
 from flowarchive.chunk import Coding
 from flowarchive.flows.phases import Tensors
 from flowarchive.frames import Frame, VideoFormat
+from flowarchive.models import chain
 from flowarchive.models.idf import IdfModel
 from flowarchive.train.twins import VideoTwin, frozen_tensors
 
@@ -31,6 +32,23 @@ VIDEO = {
     "inter": {"luma": {"width": 2, "blocks": 2}, "chroma": {"width": 3, "blocks": 1}},
 }
 CHAIN = {"video": VIDEO, "flow": {"context": 2, "width": 3, "fineness": 8}}
+LAYERS: dict[str, dict[str, Any]] = {
+    "norm": {"layers": [{"kind": "norm"}]},
+    "mix": {"layers": [{"kind": "mix", "order": [2, 0, 3, 1]}]},
+    "mixture": {"layers": [{"kind": "coupling", "moved": [0, 3], "components": 2}]},
+    "tilted": {"tilted": True},
+}
+LAYERS["all"] = {
+    "layers": [
+        *(LAYERS[name]["layers"][0] for name in ("norm", "mix", "mixture")),
+        {"kind": "coupling", "moved": [0, 1, 2], "components": 0},
+    ],
+    "tilted": True,
+}
+"""Fields of a chain's flow that make it of other layers."""
+
+BY_FLOW = float("-inf")
+"""A `least_gain` with which all goes by flows that has bits to borrow."""
 
 
 def write_model(path: Path, seed: int = 0, **changes: Any) -> Path:
@@ -78,10 +96,12 @@ def write_video_model(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def write_chain_model(path: Path, seed: int = 0) -> Path:
-    """Write a frozen `chain` model alike."""
-    tensors = {**video_tensors(seed), **coupling_tensors(CHAIN, seed)}
-    store.save_model(path, "chain", CHAIN, tensors)
+def write_chain_model(path: Path, seed: int = 0, **flow: Any) -> Path:
+    """Write a frozen `chain` model alike, whose config of the flow has these fields too."""
+    config = {**CHAIN, "flow": {**CHAIN["flow"], **flow}}
+    store.save_model(
+        path, "chain", config, {**video_tensors(seed), **coupling_tensors(config, seed)}
+    )
     return path
 
 
@@ -162,13 +182,14 @@ class Case:
     Attributes:
         video: The format.
         kind: Of the model.
-        model: Fields of FlowConfig other than those of SMALL; none for a `video` model.
+        model: Fields of FlowConfig other than those of SMALL; of a chain's flow; none for `video`.
         frames: Arguments of `noisy_frames`, or of `make`.
         options: Arguments of `flowarchive.create`.
         codings: What each chunk must turn out to be.
         make: Other frames than noisy ones.
         shipped: Name of a model of the package, instead of a random one.
         settings: Constants of `archive.chunks` to change, for what takes large frames otherwise.
+        least_gain: Bits that a chain's flow has to save; those of random layers mostly lose some.
     """
 
     video: VideoFormat
@@ -180,6 +201,7 @@ class Case:
     make: Callable[..., list[Frame]] | None = None
     shipped: str = ""
     settings: dict[str, int] = field(default_factory=dict)
+    least_gain: float = chain.LEAST_GAIN
 
     def make_frames(self) -> list[Frame]:
         """The frames that go in."""
@@ -190,7 +212,7 @@ class Case:
         if self.kind == "video":
             return write_video_model(path, seed)
         if self.kind == "chain":
-            return write_chain_model(path, seed)
+            return write_chain_model(path, seed, **self.model)
         return write_model(path, seed, **self.model)
 
 
@@ -451,6 +473,13 @@ CHAIN_CASES = {
             settings={"SAMPLES_PER_LANE": 100},
         ),
         "chain-cuts": Case(VideoFormat(14, 10, "gray"), frames={"count": 4, "cuts": (1, 2)}),
+        "chain-account": Case(VideoFormat(14, 10, "gray"), frames={"count": 9, "cuts": (4,)}),
+        "chain-layers": Case(
+            VideoFormat(18, 13, "gray"),
+            model=LAYERS["all"],
+            frames={"count": 3, "noise": 9.0},
+            least_gain=BY_FLOW,
+        ),
     }.items()
 }
 """The same of the `chain` model, which borrows in each."""
@@ -518,7 +547,8 @@ def pack(
 
 def pack_case(case: Case, model: str | Path, path: Path) -> Path:
     """Write the archive of a case, and check that its chunks have the codings named."""
-    pack(path, case.video, case.make_frames(), model, case.settings, **case.options)
+    with mock.patch.object(chain, "LEAST_GAIN", case.least_gain):
+        pack(path, case.video, case.make_frames(), model, case.settings, **case.options)
     with flowarchive.open(path, jobs=1) as archive:
         found = [archive.chunk(i).coding for i in range(len(archive.container.index))]
     assert tuple(Coding(coding).name for coding in found) == case.codings

@@ -32,7 +32,7 @@ KEPT_CHUNKS = 2
 class Archive(Sequence[Frame]):
     """The frames of an archive: `len`, `[i]`, slices and iteration.
 
-    Only the chunks that are touched are read and decoded, each frame is checked against its hash,
+    Only the chunks that are touched are read and decoded, each is checked against its hashes,
     and memory is bounded by a few chunks. A context manager that closes the file.
 
     Attributes:

@@ -81,6 +81,14 @@ class Message:
         self.head[lane] = freq * (h // 2**model.precision) + slot - start
         return symbol
 
+    def push(self, lane: int, start: int, freq: int, precision: int) -> None:
+        """Section "Intervals": push onto one lane."""
+        if self.head[lane] >= freq * 2 ** (63 - precision):
+            self.tail.append(self.head[lane] % 2**32)
+            self.head[lane] //= 2**32
+        h = self.head[lane]
+        self.head[lane] = h // freq * 2**precision + start + h % freq
+
     def pop_uniform(self, lane: int, size: int) -> int:
         """Section "Uniform values": pop from one lane."""
         if size > 2**31:

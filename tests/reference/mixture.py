@@ -71,7 +71,11 @@ class LogisticMixture:
 def sig(z: int, mean: int, scale: int) -> int:
     """The part of one component that lies under z - 1/2, times 2**24."""
     distance = (2 * z - 1) * 128 - mean
-    argument = distance * RECIPROCALS[scale % 8] >> (7 + scale // 8)
+    return interpolated(distance * RECIPROCALS[scale % 8] >> (7 + scale // 8))
+
+
+def interpolated(argument: int) -> int:
+    """The sigmoid of a number in 2**-20, times 2**24."""
     argument = min(max(argument, -18 * 2**20), 18 * 2**20 - 1) + 18 * 2**20
     step, fraction = argument >> 14, argument % 2**14
     return SIGMOID[step] + ((SIGMOID[step + 1] - SIGMOID[step]) * fraction >> 14)

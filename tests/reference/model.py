@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from reference.chain import FlowShape, read_flow, wanted_flows
+from reference.layers import CONSTANTS
 from reference.networks import FlowConfig, Tensor, Tensors, wanted
 from reference.phases import read_config, wanted_video
 from reference.refusal import Refused, demand
@@ -75,6 +76,11 @@ def check_tensors(tensors: Tensors) -> None:
         "prior.mean": (1 - 2**23, 2**23 - 1),
     }
     for name, tensor in tensors.items():
+        parts = name.split(".")
+        if parts[0] == "flows" and parts[3] in CONSTANTS:
+            most = CONSTANTS[parts[3]][parts[5]][2]
+            demand(all(abs(v) <= most for v in tensor.values), name, "ModelError")
+            continue
         for ending, (least, most) in limits.items():
             if name.endswith(f".{ending}"):
                 demand(all(least <= v <= most for v in tensor.values), name, "ModelError")

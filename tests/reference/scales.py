@@ -35,13 +35,18 @@ def mixture_of(head: list[int], anchors: list[int], shift: int) -> Mixture:
     """Section "Mixtures"."""
     k = len(anchors)
     a, b, c = head[:k], head[k : 2 * k], head[2 * k :]
+    mean = [anchor + offset * 2**shift for anchor, offset in zip(anchors, b, strict=True)]
+    return Mixture(mean, [clamp(own + 8 * shift, 0, 191) for own in c], weights_of(a))
+
+
+def weights_of(a: list[int]) -> list[int]:
+    """The weights of components by their logarithms."""
     best = a.index(max(a))
     below = [a[best] - own for own in a]
     shares = [WEIGHTS[n % 16] >> min(n // 16, 31) for n in below]
     weight = [share * 4096 // sum(shares) for share in shares]
     weight[best] += 4096 - sum(weight)
-    mean = [anchor + offset * 2**shift for anchor, offset in zip(anchors, b, strict=True)]
-    return Mixture(mean, [clamp(own + 8 * shift, 0, 191) for own in c], weight)
+    return weight
 
 
 class Correction:

@@ -205,7 +205,7 @@ class Walk:
                 models = [LogisticMixture(*bounds, *correction.correct(slot, m)) for m in mixtures]
                 if self._goes_by_flow(level):
                     assert self.model.flow is not None
-                    flow = f"flows.{kind}.{p}", self.model.flow.fineness
+                    flow = f"flows.{kind}.{p}", self.model.flow
                     states = [net.state for net in nets]
                     shape = phase_shape(parts[0], phase)
                     popped = pop_phase(
