@@ -108,8 +108,12 @@ def select(name: str) -> Kernels | None:
         if name == "auto":
             return None
         raise DeviceError(f"no GPU can be used: {error}; pip install 'flowarchive[gpu]'") from None
-    if host.find() is not None or (name == "cuda" and host.interpreted()):
-        return host.Host()
+    reason = "PyTorch finds none on this machine"
+    try:
+        if host.find() is not None or (name == "cuda" and host.interpreted()):
+            return host.Host()
+    except RuntimeError as error:  # a driver that is there, and broken
+        reason = next(iter(str(error).splitlines()), reason)
     if name == "auto":
         return None
-    raise DeviceError("no GPU can be used: PyTorch finds none on this machine")
+    raise DeviceError(f"no GPU can be used: {reason}")

@@ -21,11 +21,13 @@ from models import make_video_model
 from flowarchive import device, motion, planes, store
 from flowarchive.adaptive.solve import fade_and_solve, no_sums
 from flowarchive.ans import Message
+from flowarchive.archive import chunks
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
+from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.together import Together
 from flowarchive.models.video import VideoModel
-from triton_kernels import filters, picture, rans, search
+from triton_kernels import convolution, filters, host, picture, rans, search
 from triton_kernels.link import Traffic
 
 SHAPES = [(4, 5), (2, 3), (2, 3)]
@@ -194,32 +196,117 @@ def test_those_who_wait_go_together():
     assert sorted(groups[1:]) == [[1, 2, 3], [4, 5], [13], [13, 14], [14]]
 
 
-def test_a_model_is_placed_once_it_has_given_its_answer(kernels, monkeypatch):
-    """One that answers otherwise there is refused, or stays on the CPU."""
+@pytest.fixture
+def placed(kernels, monkeypatch) -> Any:
+    """A stored model whose answers on a device a test decides: the interpreter takes long."""
     model = make_video_model(seed=3)
-    stored = store.StoredModel("tiny", b"", model)
     answer = {"known_answer": model.known_answer()}
     monkeypatch.setattr(store, "_metadata", lambda data: answer)
     monkeypatch.setattr(store, "select", lambda name: kernels)
-    # The answer itself takes the interpreter long: that it is asked for on the device is enough.
-    asked = []
+    monkeypatch.setattr(store, "rehearse", lambda network: b"")
+    return store.StoredModel("tiny", b"", model)
+
+
+def test_a_model_is_placed_once_it_has_given_its_answer(placed, kernels, monkeypatch, caplog):
+    """One that answers otherwise there is refused, or stays on the CPU, which is told."""
+    model, asked = placed.network, []
+    answers = ["another", "another", model.known_answer()]
 
     def known_answer() -> str:
         asked.append(model._device)
         return answers.pop()
 
     monkeypatch.setattr(model, "known_answer", known_answer)
-    answers = ["another", "another", answer["known_answer"]]
-    assert store.place(stored, "auto") == kernels.name
-    assert store.place(stored, "auto") == "cpu"
+    assert store.place(placed, "auto") == kernels.name
+    assert not caplog.messages
+    assert store.place(placed, "auto") == "cpu"
+    assert len(caplog.messages) == 1
+    assert "its known answer on Triton's interpreter; it runs on the CPU" in caplog.text
     with pytest.raises(NotReproducible, match="known answer on Triton's interpreter"):
-        store.place(stored, "cuda")
+        store.place(placed, "cuda")
     assert None not in asked
     assert model._device is None
     model.has_kernels = False
-    assert store.place(stored, "auto") == "cpu"
+    assert store.place(placed, "auto") == "cpu"
     with pytest.raises(DeviceError, match="has no kernels"):
-        store.place(stored, "cuda")
+        store.place(placed, "cuda")
+
+
+def test_a_model_that_codes_other_bits_is_not_placed(placed, monkeypatch):
+    """Its networks may be right where something else is not."""
+    model = placed.network
+    answer = model.known_answer()
+    monkeypatch.setattr(model, "known_answer", lambda: answer)
+    monkeypatch.setattr(store, "rehearse", lambda network: str(network._device is None).encode())
+    with pytest.raises(NotReproducible, match="other bits on Triton's interpreter"):
+        store.place(placed, "cuda")
+    assert model._device is None
+
+
+@pytest.mark.parametrize("where", ["networks", "chunk"])
+def test_a_first_launch_may_fail(placed, monkeypatch, caplog, where):
+    """Whatever a compiler or a driver says: one line, and the CPU for `auto`."""
+
+    class Broken:
+        """A kernel, or a rehearsal, that cannot be launched."""
+
+        def __getitem__(self, grid: object) -> None:
+            raise RuntimeError("Triton Error [CUDA]: invalid device context\nand a second line")
+
+    model = placed.network
+    if where == "networks":
+        monkeypatch.setattr(convolution, "convolution_kernel", Broken())
+    else:
+        answer = model.known_answer()
+        monkeypatch.setattr(model, "known_answer", lambda: answer)
+        monkeypatch.setattr(
+            store, "rehearse", lambda _: b"" if model._device is None else Broken()[0]
+        )
+    reason = "'tiny' cannot run on Triton's interpreter: RuntimeError: Triton Error [CUDA]: invalid"
+    assert store.place(placed, "auto") == "cpu"
+    (message,) = caplog.messages
+    assert reason in message
+    assert "\n" not in message
+    assert message.endswith("; it runs on the CPU")
+    assert placed.network._device is None
+    with pytest.raises(DeviceError) as error:
+        store.place(placed, "cuda")
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
+    """On the CPU here: its bytes are those of its frames, and frames that differ are seen."""
+    model = make_video_model(seed=3)
+    data = rehearse(model)
+    assert data is not None
+    assert len(data) > 64 * 8
+    popped = model.pop_frames
+    monkeypatch.setattr(model, "pop_frames", lambda *args: reversed(list(popped(*args))))
+    assert rehearse(model) is None
+
+
+def test_a_driver_may_be_broken(monkeypatch):
+    def find() -> str:
+        raise RuntimeError("CUDA driver initialization failed\nand a second line")
+
+    monkeypatch.setattr(host, "find", find)
+    assert device.select("auto") is None
+    with pytest.raises(DeviceError, match=r"be used: CUDA driver initialization failed$"):
+        device.select("cuda")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("HIP error: out of memory"),
+    ],
+)
+def test_memory_of_a_gpu_runs_out_like_memory(error):
+    with pytest.raises(MemoryError, match="do not fit into memory"), chunks._memory_errors():
+        raise error
 
 
 def test_one_network_answers_alike(kernels):

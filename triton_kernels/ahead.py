@@ -4,7 +4,8 @@
 
 What is compiled is what the launchers launch: each is called with tensors that have no memory, on
 the shapes of the default model, and its launch is kept instead of made. The check fails where a hot
-kernel spills registers, or where a product of bytes has lost its integer tensor-core instruction.
+kernel spills registers, where a product of bytes has lost its integer tensor-core instruction, or
+where operations on floats may be contracted, which would round otherwise than the CPU does.
 
 It compiles and reads; it runs nothing, and says nothing of speed or of a driver's own compiler.
 """
@@ -56,6 +57,9 @@ PRODUCTS = {
     "sm_90": re.compile(r"wgmma\.mma_async\.\S*s32\.s8\.s8"),
     "gfx942": re.compile(r"v_mfma_i32_\w+_i8"),
 }
+FLOATS = re.compile(r"arith\.(addf|subf|mulf)\b")
+"""Operations, in Triton's own form, of which a compiler makes one where it may."""
+
 TYPES = {
     torch.int8: "*i8",
     torch.int16: "*i16",
@@ -118,12 +122,14 @@ class Outcome:
         spills: Bytes a thread stores away, or for AMD how many registers.
         shared: Bytes of shared memory of a program.
         product: The instruction that carries sums of products of bytes; empty where none does.
+        contracts: Whether the compiler was free to make one operation of two on floats.
     """
 
     registers: int
     spills: int
     shared: int
     product: str
+    contracts: bool = False
 
 
 class _Recorder:
@@ -425,15 +431,18 @@ def compile_launch(launch: Launch, target: str) -> Outcome:
         if aligned:
             attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {"enable_fp_fusion": False, **launch.options}
-    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    compiled = triton.compile(source, target=TARGETS[target], options=launch.options)
     text = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
     product = PRODUCTS[target].search(text)
-    registers, spills = _of_ptxas(text, target) if "ptx" in compiled.asm else _of_amd(text)
-    return Outcome(registers, spills, compiled.metadata.shared, product[0] if product else "")
+    fuses = compiled.metadata.enable_fp_fusion
+    registers, spills = _of_ptxas(text, target, fuses) if "ptx" in compiled.asm else _of_amd(text)
+    return Outcome(
+        registers, spills, compiled.metadata.shared, product[0] if product else "",
+        fuses and FLOATS.search(compiled.asm["ttir"]) is not None,
+    )  # fmt: skip
 
 
-def _of_ptxas(text: str, target: str) -> tuple[int, int]:
+def _of_ptxas(text: str, target: str, fuses: bool) -> tuple[int, int]:
     """Registers and spilled bytes of a thread, by the assembler that Triton would call."""
     arch = re.search(r"^\.target (\w+)", text, re.MULTILINE)
     assert arch is not None
@@ -441,8 +450,9 @@ def _of_ptxas(text: str, target: str) -> tuple[int, int]:
         file = Path(folder) / "kernel.ptx"
         file.write_text(text)
         run = subprocess.run(
-            [get_ptxas(TARGETS[target].arch).path, "-v", "--fmad=false", "--regAllocOptLevel=2",
-             f"--gpu-name={arch[1]}", str(file), "-o", str(file.with_suffix(".cubin"))],
+            [get_ptxas(TARGETS[target].arch).path, "-v", f"--fmad={str(fuses).lower()}",
+             "--regAllocOptLevel=2", f"--gpu-name={arch[1]}", str(file),
+             "-o", str(file.with_suffix(".cubin"))],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     said = run.stderr + run.stdout
@@ -467,6 +477,8 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
         found.append("spills")
     if case.multiplies and not outcome.product:
         found.append("no integer tensor-core instruction")
+    if outcome.contracts:
+        found.append("floats may be contracted")
     return found
 
 
