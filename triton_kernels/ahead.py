@@ -202,16 +202,6 @@ def _words(count: int) -> Tensor:
     return empty(torch.int64, count)
 
 
-def _affine() -> None:
-    numbers = _words(1 << 20)
-    coupling.affine(numbers, numbers, numbers, numbers, 16)
-
-
-def _piecewise() -> None:
-    numbers, knots = _words(1 << 20), empty(torch.int64, 1 << 20, 8)
-    coupling.piecewise(numbers, knots, knots, numbers)
-
-
 def _tables() -> mixture.Tables:
     return mixture.Tables(_words(mixture.TABLE_SIZE), _words(8))
 
@@ -256,6 +246,21 @@ def _push_uniform(lanes: int) -> None:
 
 def _pop_uniform(lanes: int) -> None:
     uniform.pop_uniform(_messages(lanes), _words(1 << 20), _words(65))
+
+
+def _move(lanes: int) -> None:
+    lines = uniform.Pieces(*(_words(1 << 20) for _ in range(4)))
+    uniform.move(_messages(lanes), _words(1 << 20), lines, _words(65), down=True)
+
+
+def _pop_table(lanes: int) -> None:
+    rans.pop_table(_messages(lanes), _words(388), 24, _words(65), 1 << 20)
+
+
+def _look_up() -> None:
+    mixture.lookup(
+        _words(1 << 20), *_parameters(1 << 20, 5), mixture.Support(-128, 127, 24), _tables()
+    )
 
 
 def _compensate() -> None:
@@ -369,8 +374,6 @@ CASES = [
         lambda: convolution.convolve_depthwise(_pixels(64), _layer(64, 1, 3), _pixels(64)),
     ),
     Case("couple 1x1 64>8", _couple, multiplies=True),
-    Case("affine", _affine),
-    Case("piecewise, 8 knots", _piecewise),
     Case("intervals, K 4", lambda: _intervals(4)),
     Case("intervals, K 5", lambda: _intervals(5)),
     Case("push, 64 lanes", lambda: _push(64)),
@@ -382,6 +385,9 @@ CASES = [
     Case("pop symbols, 64, 16 bits", lambda: _pop_symbols(64, 16)),
     Case("push uniform, 64", lambda: _push_uniform(64)),
     Case("pop uniform, 64", lambda: _pop_uniform(64)),
+    Case("move, 64 lanes", lambda: _move(64)),
+    Case("pop of a table, 64", lambda: _pop_table(64)),
+    Case("look up, K 5, 8 bits", _look_up),
     Case("compensate", _compensate),
     *(
         Case(f"{'inter' if inter else 'intra'}, {'chroma' if chroma else 'luma'}, phase {phase}",
