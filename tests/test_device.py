@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from threading import Event, Lock
@@ -23,6 +24,7 @@ from flowarchive.adaptive.solve import fade_and_solve, no_sums
 from flowarchive.ans import Message
 from flowarchive.archive import chunks
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
+from flowarchive.models import form, plan
 from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.together import Together
@@ -50,13 +52,25 @@ def frames(count: int, cut: int, seed: int) -> list[planes.Components]:
     return done
 
 
-@pytest.fixture
-def kernels(monkeypatch) -> Any:
-    """Of the interpreter, in few and large programs.
+def still(seed: int) -> list[planes.Components]:
+    """Frames of which the last almost repeats the one before."""
+    first, second, last = frames(3, 0, seed)
+    luma = second.luma.copy()
+    luma[0, :3] += 1
+    return [first, second, planes.Components(luma, last.chroma)]
 
-    The search and the solution for filters, which take it long and have tests of their own, are
-    the CPU's.
-    """
+
+@pytest.fixture
+def alone(monkeypatch) -> Any:
+    """All of it the interpreter's, in few and large programs."""
+    monkeypatch.setattr(picture, "TILE", 1 << 13)
+    monkeypatch.setattr(filters, "SYSTEMS", 16)
+    return device.select("cuda")
+
+
+@pytest.fixture
+def kernels(alone, monkeypatch) -> Any:
+    """The search and the solution for filters, which take the interpreter long, are the CPU's."""
 
     def on_cpu(one):
         return SimpleNamespace(shape=SHAPES[0], **{k: v.numpy() for k, v in one._asdict().items()})
@@ -81,8 +95,17 @@ def kernels(monkeypatch) -> Any:
 
     monkeypatch.setattr(search, "search", search_on_cpu)
     monkeypatch.setattr(filters, "end_frame", solve_on_cpu)
-    monkeypatch.setattr(picture, "TILE", 1 << 13)
-    return device.select("cuda")
+    return alone
+
+
+def kinds_of(given: list[planes.Components]) -> list[int]:
+    """The kinds of a chunk's frames, as the encoder plans them."""
+    planned = plan.Plan(given, 8)
+    fields = [planned.fields(t) for t in range(len(given))]
+    return [
+        form.INTRA if field is None else form.NEAR if near else form.INTER
+        for field, near in zip(fields, planned.near, strict=True)
+    ]
 
 
 def pack(model: VideoModel, given: list[planes.Components]) -> bytes:
@@ -104,7 +127,7 @@ def assert_same(ours: list[planes.Components], theirs: list[planes.Components]) 
 
 
 def test_chunks_cross_over_both_ways(kernels, monkeypatch):
-    """Two chunks side by side, out of step: frames of one and of two references, and a cut.
+    """Chunks side by side, out of step: frames of one and of two references, a cut, a near one.
 
     What one path packs the other unpacks, to equal bytes. Frames travel once each way; between,
     a decoder sends and fetches heads, and motion, once a step.
@@ -112,19 +135,21 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     pushes = Runs(monkeypatch, rans, "push_kernel")
     pops = Runs(monkeypatch, rans, "pop_symbols_kernel")
     model = make_video_model(seed=3)
-    given = [frames(3, 0, seed=1), frames(3, 1, seed=2)]
+    given = [frames(3, 0, seed=8), frames(3, 0, seed=1), still(seed=8)]
+    kinds = Counter(kind for chunk in given for kind in kinds_of(chunk))
+    assert kinds == {form.INTRA: 4, form.INTER: 4, form.NEAR: 1}
     on_cpu = [pack(model, chunk) for chunk in given]
     assert not pushes.grids
     model.use(kernels)
     messages = [Message(LANES) for _ in given]
     accounts = model._device.push_chunks(messages, given, Form("YUV", 8))
     assert [message.to_bytes() for message in messages] == on_cpu
-    assert pushes.grids == [(2,)]
+    assert pushes.grids == [(3,)]
     for account, message in zip(accounts, messages, strict=True):
         assert account.ideal_bits == pytest.approx(message.bits, rel=0.1)
     traffic = kernels.link.traffic
     assert (traffic.uploads, traffic.downloads) == (2, 3)
-    samples = sum(h * w for h, w in SHAPES) * 3 * 2
+    samples = sum(h * w for h, w in SHAPES) * 3 * 3
     assert traffic.sent < 2 * samples + 4096  # and vectors, kinds, tables of segments
 
     kernels.link.traffic = traffic = Traffic()
@@ -132,7 +157,7 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     unknown = [planes.blank(SHAPES, "YUV")] * 3
     from_kernels = model._device.pop_chunks(messages, unknown, Form("YUV", 8))
     assert all(message.is_drained for message in messages)
-    # Intra, inter, inter; the other's cut makes one group of two frames, and a step less.
+    # Intra, inter, inter or near; a cut makes one group of two frames, and a step less.
     steps = 3
     assert (traffic.uploads, traffic.downloads) == (1 + steps, steps + 1)
     assert len(set(pops.grids)) == 1
@@ -142,6 +167,25 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
         assert_same(ours, chunk)
         assert_same(unpack(model, data, 3), chunk)
     assert len(pops.grids) == launches
+
+
+def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):
+    """The search and the solution for filters too, of one small plane: bytes are the CPU's."""
+    searches = Runs(monkeypatch, search, "search_kernel")
+    solutions = Runs(monkeypatch, filters, "class_kernel")
+    model = make_video_model(seed=3)
+    given = [planes.Components(frame.luma) for frame in frames(3, 0, seed=8)]
+    assert kinds_of(given) == [form.INTRA, form.INTER, form.INTER]
+    packed = []
+    for chosen in (None, alone):
+        model.use(chosen)
+        message = Message(LANES)
+        model.push_frames(message, given, "Y", 8)
+        packed.append(message.to_bytes())
+    assert packed[0] == packed[1]
+    # Three fields; of what two frames leave, the last one predicts with the first's.
+    assert len(searches.grids) == 3
+    assert len(solutions.grids) == 2
 
 
 def test_one_frame_crosses_over(kernels):
