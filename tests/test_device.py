@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chains import make_chain_model
 from interpreted import Runs
 from models import make_video_model
 
@@ -29,7 +30,7 @@ from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.together import Together
 from flowarchive.models.video import VideoModel
-from triton_kernels import convolution, filters, host, picture, rans, search
+from triton_kernels import convolution, filters, host, picture, rans, search, uniform
 from triton_kernels.link import Traffic
 
 SHAPES = [(4, 5), (2, 3), (2, 3)]
@@ -186,6 +187,48 @@ def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):
     # Three fields; of what two frames leave, the last one predicts with the first's.
     assert len(searches.grids) == 3
     assert len(solutions.grids) == 2
+
+
+def test_flows_cross_over(kernels, monkeypatch):
+    """Chunks of a `chain` model, packed by the CPU and unpacked by kernels, by flow and without.
+
+    Each goes its own way at a phase.
+    """
+    moves = Runs(monkeypatch, uniform, "move_kernel")
+    symbols = Runs(monkeypatch, rans, "pop_symbols_kernel")
+    model = make_chain_model(seed=2)
+    random = np.random.default_rng(1)
+    texture = random.integers(-90, 90, (40, 40)).astype(np.int32)
+    texture = (texture + np.roll(texture, 1, 0) + np.roll(texture, 1, 1)) // 3
+    noise = random.integers(0, 3, (2, 2, 12, 12)).astype(np.int32)
+    given = [
+        [planes.Components(texture[t : t + 12, t : t + 12] + noise[n, t - begin]) for t in times]
+        for n, begin in enumerate((0, 25))
+        for times in [range(begin, begin + 2)]
+    ]
+    messages, bits = [], []
+    for chunk in given:
+        message = Message(LANES)
+        account = model.push_frames(message, chunk, "Y", 8)
+        bits.append([frame.popped for frame in account.statement().frames])
+        messages.append(message)
+    assert any(map(any, bits))
+    model.use(kernels)
+    unknown = [planes.blank([(12, 12)], "Y")] * 2
+    popped = model._device.pop_chunks(messages, unknown, Form("Y", 8))
+    for ours, chunk, message in zip(popped, given, messages, strict=True):
+        assert_same(ours, chunk)
+        assert message.is_drained
+    assert {*moves.grids, *symbols.grids} >= {(1,), (2,)}
+    # Packing goes on on the CPU: to the same bytes.
+    launches = len(moves.grids)
+    for chosen in (kernels, None):
+        model.use(chosen)
+        message = Message(LANES)
+        model.push_frames(message, given[0], "Y", 8)
+        messages.append(message)
+    assert messages[-1].to_bytes() == messages[-2].to_bytes()
+    assert len(moves.grids) == launches
 
 
 def test_one_frame_crosses_over(kernels):

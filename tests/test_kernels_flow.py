@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from chains import make_chain_model
+from chains import RICH_CHAIN, make_chain_model
 from interpreted import CPU, Runs, assert_same, random_message, tables, upload
 
 from flowarchive import int8
@@ -50,7 +50,8 @@ def test_numbers_move_along_lines(count, lanes, monkeypatch):
     uploaded = upload(messages, 3 * count)
     bounds = torch.arange(4) * count
     ours = uniform.Pieces(*map(torch.from_numpy, lines))
-    y = uniform.move(uploaded, torch.from_numpy(x), ours, bounds, down=True)
+    lowest = uploaded.size.clone()
+    y = uniform.move(uploaded, lowest, torch.from_numpy(x), ours, bounds, down=True)
     for m, message in enumerate(messages[:2]):
         part = slice(m * count, (m + 1) * count)
         cut = local.Segments(*(line[part] for line in lines))
@@ -60,7 +61,9 @@ def test_numbers_move_along_lines(count, lanes, monkeypatch):
     good = rans.Messages(*(tensor[:2].contiguous() for tensor in uploaded))
     assert_same(good, messages[:2])
     back = uniform.Pieces(*(line[: 2 * count].contiguous() for line in ours.turned()))
-    again = uniform.move(good, y[: 2 * count].contiguous(), back, bounds[:3], down=False)
+    again = uniform.move(
+        good, good.size.clone(), y[: 2 * count].contiguous(), back, bounds[:3], down=False
+    )
     assert again.tolist() == x[: 2 * count].tolist()
     assert len(runs.grids) == 2
 
@@ -132,12 +135,13 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
     short = Message.from_bytes(messages[1].to_bytes()[: 8 * lanes], lanes)
     uploaded = upload([*messages[:2], short], 2 * count)
     parameters = tuple(map(torch.from_numpy, given))
-    popped, left = phase.pop(
+    popped, left, lowest = phase.pop(
         uploaded, parameters, SUPPORT, tables(), grid(fineness), context, whole
     )
     assert popped[: 2 * count].tolist() == symbols[: 2 * count].tolist()
     assert left.size[2] == -1
     assert left.size.tolist()[:2] == [9 * count, 9 * count]
+    assert (lowest <= left.size).all()
     assert len(pops.grids) == 1
     # Each way as many as there are blocks, and parts that are moved.
     assert len(moves.grids) == 2 * (-(-count // 16) + 4)
@@ -145,14 +149,16 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
 
 def flow_of(model, name: str, phase: int) -> flow.Flow:
     """A phase's flow on a device."""
-    shape, prefix = model.couplings[name][phase].shape, f"flows.{name}.{phase}."
+    context, couplings = model.couplings[name][phase].affine_layers()
 
-    def layer(of: str) -> tuple[torch.Tensor, ...]:
-        parts = (model.tensors[f"{prefix}{of}.{part}"] for part in ("weight", "bias", "shift"))
-        return tuple(torch.from_numpy(np.array(part)) for part in parts)
+    def tensors(layer: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(np.array(array)) for array in layer)
 
-    couplings = [
-        (kind.moved, *(layer(f"{of}.{n}") for of in ("begin", "block", "head")))
-        for n, kind in enumerate(shape.layers)
-    ]
-    return flow.Flow(layer("context"), couplings, CPU)
+    return flow.Flow(
+        tensors(context), [(moved, *map(tensors, layers)) for moved, *layers in couplings], CPU
+    )
+
+
+def test_other_layers_have_no_kernels():
+    assert make_chain_model().has_kernels
+    assert not make_chain_model(config=RICH_CHAIN).has_kernels

@@ -250,7 +250,7 @@ def _pop_uniform(lanes: int) -> None:
 
 def _move(lanes: int) -> None:
     lines = uniform.Pieces(*(_words(1 << 20) for _ in range(4)))
-    uniform.move(_messages(lanes), _words(1 << 20), lines, _words(65), down=True)
+    uniform.move(_messages(lanes), _numbers(64), _words(1 << 20), lines, _words(65), down=True)
 
 
 def _pop_table(lanes: int) -> None:

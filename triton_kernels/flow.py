@@ -12,7 +12,7 @@ do not lean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -141,6 +141,7 @@ class Flow:
         Returns:
             The messages; size -1 where there were too few words.
         """
+        lowest = messages.size.clone()
         begin, width = (values.view(len(messages.size), -1) for values in (start, freq))
         y = torch.empty_like(begin)
         for block in reversed(blocks(y.shape[1])):
@@ -148,7 +149,9 @@ class Flow:
             bounds = bounds_of(messages, inside.numel())
             places, messages = uniform.pop_uniform(messages, inside, bounds)
             u = flat(begin[:, block]) + places
-            moved = uniform.move(messages, u, logit_pieces(u, grid, False), bounds, down=True)
+            moved = uniform.move(
+                messages, lowest, u, logit_pieces(u, grid, False), bounds, down=True
+            )
             y[:, block] = moved.view(len(y), -1)
         y = y.view(shape)
         for coupling in self._couplings:
@@ -157,7 +160,7 @@ class Flow:
                 values = part_of(y, part)
                 line, bounds = flat(values), bounds_of(messages, values.numel())
                 pieces = affine_pieces(line, *cut(squares, n, values), grid, False)
-                moved = uniform.move(messages, line, pieces, bounds, down=True)
+                moved = uniform.move(messages, lowest, line, pieces, bounds, down=True)
                 values[:] = moved.view(values.shape)
         y = y.reshape(-1)
         pieces, bounds = logit_pieces(y, grid, True), bounds_of(messages, y.numel())
@@ -179,7 +182,7 @@ class Flow:
         grid: Grid,
         context: Tensor,
         shape: tuple[int, int, int],
-    ) -> tuple[Tensor, Messages]:
+    ) -> tuple[Tensor, Messages, Tensor]:
         """Undo `push`.
 
         Args:
@@ -192,35 +195,50 @@ class Flow:
             shape: As in `push`.
 
         Returns:
-            The symbols, int32 [n], and the messages; where a size is -1, symbols are noise.
+            The symbols, int32 [n]; the messages; and their least sizes on the way, above which
+            words may be others. Where a size is -1, symbols are noise.
         """
         count = shape[0] * shape[1] * shape[2]
         bounds = bounds_of(messages, count)
         k, messages = rans.pop_table(messages, grid.knots, grid.precision, bounds, count)
         low = grid.images[k]
         places, messages = uniform.pop_uniform(messages, grid.images[k + 1] - low, bounds)
-        y = (places + low).view(shape)
+        y, lowest = (places + low).view(shape), messages.size.clone()
         for coupling in reversed(self._couplings):
             squares = parameters(y, coupling, context, grid)
             for n, part in reversed(list(enumerate(coupling.moved))):
                 values = part_of(y, part)
                 line, bounds = flat(values), bounds_of(messages, values.numel())
                 pieces = affine_pieces(line, *cut(squares, n, values), grid, True)
-                moved = uniform.move(messages, line, pieces.turned(), bounds, down=False)
+                moved = uniform.move(messages, lowest, line, pieces.turned(), bounds, down=False)
                 values[:] = moved.view(values.shape)
         y = y.view(len(messages.size), -1)
         symbols = torch.empty(y.shape, dtype=torch.int32, device=y.device)
-        each = [values.view(*y.shape, -1) for values in mixtures]
+        each = [values.view(*y.shape, values.shape[1]) for values in mixtures]
         for block in blocks(y.shape[1]):
             line = flat(y[:, block])
             bounds = bounds_of(messages, line.numel())
             pieces = logit_pieces(line, grid, True).turned()
-            u = uniform.move(messages, line, pieces, bounds, down=False)
-            mean, scale, weight = (v[:, block].reshape(len(u), -1).contiguous() for v in each)
+            u = uniform.move(messages, lowest, line, pieces, bounds, down=False)
+            mean, scale, weight = (v[:, block].flatten(0, 1).contiguous() for v in each)
             found, start, freq = mixture.lookup(u, mean, scale, weight, support, tables)
             symbols[:, block] = found.view(len(y), -1)
             uniform.push_uniform(messages, u - start, freq, bounds)
-        return symbols.view(-1), messages
+        return symbols.view(-1), messages, lowest
+
+
+class Flows(NamedTuple):
+    """The flows of a model.
+
+    Attributes:
+        levels: That have them, from the finest.
+        phases: By the name of the networks, of the three phases.
+        grids: By the precision of symbols' intervals.
+    """
+
+    levels: int
+    phases: Mapping[str, Sequence[Flow]]
+    grids: Mapping[int, Grid]
 
 
 def part_of(planes: Tensor, part: int) -> Tensor:

@@ -197,13 +197,15 @@ def pop_uniform(messages: Messages, ranges: Tensor, bounds: Tensor) -> tuple[Ten
 
 @triton.jit
 def move_kernel(
-    head, tail, size, x, x0, w, y0, v, bounds, y, capacity, DOWN: tl.constexpr, LANES: tl.constexpr
-):
+    head, tail, size, lowest, x, x0, w, y0, v, bounds, y, capacity,
+    DOWN: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
     """One program moves the numbers of one message, row after row; see `move`."""
     i_m = tl.program_id(0)
     lane = tl.arange(0, LANES)
     h = tl.load(head + i_m * LANES + lane)
     live = tl.load(size + i_m)
+    least = tl.load(lowest + i_m)
     words = tail + i_m.to(tl.int64) * capacity
     begin = tl.load(bounds + i_m)
     end = tl.load(bounds + i_m + 1)
@@ -221,6 +223,7 @@ def move_kernel(
         width = tl.where(moving, width, 1)
         h, number, low = pop_step(h, span)
         h, live = refill(h, words, live, low)
+        least = tl.minimum(least, live)
         t = span * place + number
         quotient = t // width
         after, spilled = push_step(h, t - quotient * width, width)
@@ -234,14 +237,18 @@ def move_kernel(
         rows -= 1
     tl.store(head + i_m * LANES + lane, h)
     tl.store(size + i_m, live)
+    tl.store(lowest + i_m, least)
 
 
-def move(messages: Messages, x: Tensor, pieces: Pieces, bounds: Tensor, down: bool) -> Tensor:
+def move(
+    messages: Messages, lowest: Tensor, x: Tensor, pieces: Pieces, bounds: Tensor, down: bool
+) -> Tensor:
     """Move numbers along the lines they lie on, in place of the messages' bits.
 
     Args:
         messages: Give the choices and take back what tells them; each tail has room for a word a
             number. Sizes become -1 where words do not suffice, and such messages are noise.
+        lowest: int32 [messages], lowered to the least size on the way.
         x: int64 [n].
         pieces: That hold them.
         bounds: int64 [messages + 1]: whose the numbers are, from 0 to n.
@@ -256,6 +263,7 @@ def move(messages: Messages, x: Tensor, pieces: Pieces, bounds: Tensor, down: bo
     """
     count, lanes, capacity = check_messages(messages)
     device = messages.head.device
+    check("lowest", lowest, torch.int32, [count], device)
     check("x", x, torch.int64, [None], device)
     for name, tensor in zip(pieces._fields, pieces, strict=True):
         check(name, tensor, torch.int64, list(x.shape), device)
@@ -263,7 +271,7 @@ def move(messages: Messages, x: Tensor, pieces: Pieces, bounds: Tensor, down: bo
     y = torch.zeros_like(x)
     if count:
         move_kernel[(count,)](
-            *messages, x, *pieces, bounds, y, capacity,
+            *messages, lowest, x, *pieces, bounds, y, capacity,
             DOWN=down, LANES=lanes, num_warps=warps(lanes),
         )  # fmt: skip
     return y
