@@ -46,11 +46,11 @@ class Session(Protocol):
     def set_messages(self, head: Any, size: Any, fields: Any) -> None:
         """Send heads as the CPU has left them, and the motion it has popped."""
 
-    def messages(self) -> tuple[Any, Any]:
-        """Fetch heads and sizes."""
+    def messages(self) -> tuple[Any, Any, Any]:
+        """Fetch heads, sizes, and of each message where words begin that are others, and these."""
 
-    def planes(self) -> tuple[Any, Any, Any]:
-        """Fetch heads, sizes and all planes."""
+    def planes(self) -> Any:
+        """Fetch all planes."""
 
     def code_intra(
         self, chunks: Sequence[int], frames: Sequence[int], count: int, shift: int
@@ -75,6 +75,16 @@ class Kernels(Protocol):
     def network(self, layers: dict[str, list[tuple[Any, Any, Any]]]) -> Network:
         """Send a level's layers, (weight, bias, shift) each, to the device."""
 
+    def flows(
+        self,
+        levels: int,
+        phases: dict[str, Any],
+        fineness: int,
+        core: Any,
+        curves: dict[int, Any],
+    ) -> Any:
+        """Send the flows of a model's phases to the device; `session` takes them."""
+
     def session(
         self,
         tables: dict[str, Any],
@@ -84,6 +94,7 @@ class Kernels(Protocol):
         chunks: int,
         frames: int,
         bits: int,
+        flows: Any = None,
     ) -> Session:
         """Begin a walk through some chunks."""
 
@@ -108,8 +119,12 @@ def select(name: str) -> Kernels | None:
         if name == "auto":
             return None
         raise DeviceError(f"no GPU can be used: {error}; pip install 'flowarchive[gpu]'") from None
-    if host.find() is not None or (name == "cuda" and host.interpreted()):
-        return host.Host()
+    reason = "PyTorch finds none on this machine"
+    try:
+        if host.find() is not None or (name == "cuda" and host.interpreted()):
+            return host.Host()
+    except RuntimeError as error:  # a driver that is there, and broken
+        reason = next(iter(str(error).splitlines()), reason)
     if name == "auto":
         return None
-    raise DeviceError("no GPU can be used: PyTorch finds none on this machine")
+    raise DeviceError(f"no GPU can be used: {reason}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from flowarchive import files
-from flowarchive.device import select
+from flowarchive.device import Kernels, select
 from flowarchive.errors import (
     DeviceError,
     FingerprintMismatch,
@@ -27,12 +28,15 @@ from flowarchive.errors import (
 )
 from flowarchive.flows.phases import Tensors
 from flowarchive.models import Model, model_class
+from flowarchive.models.answer import rehearse
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 MAX_MODEL_BYTES = 64 << 20
 SUFFIX = ".safetensors"
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,10 @@ def find_model(
 
 
 def place(model: StoredModel, device: str) -> str:
-    """Have a device do a model's hot operations, once the model has given its known answer there.
+    """Have a device do a model's hot operations, once the model has been tried there.
+
+    It has to give its known answer, and a small chunk has to become the CPU's bytes and come back.
+    Where "auto" finds a device that fails, the CPU is used, and one line is logged.
 
     Args:
         model: Loaded, and so proved on the CPU.
@@ -153,8 +160,9 @@ def place(model: StoredModel, device: str) -> str:
         What the device is called, "cpu" for the CPU.
 
     Raises:
-        DeviceError: "cuda" was asked for, and there is none, or no kernels for the model.
-        NotReproducible: "cuda" was asked for, and the known answer does not come out there.
+        DeviceError: "cuda" was asked for, and there is none, or no kernels for the model, or they
+            cannot be launched.
+        NotReproducible: "cuda" was asked for, and the model gives something else there.
     """
     kernels = select(device)
     network = model.network
@@ -164,15 +172,36 @@ def place(model: StoredModel, device: str) -> str:
         if device == "cuda":
             raise DeviceError(f"the model {model.name!r} has no kernels; it runs on the CPU")
         return "cpu"
-    network.use(kernels)
-    if network.known_answer() != _metadata(model.data).get("known_answer"):
-        network.use(None)
-        if device == "cuda":
-            raise NotReproducible(
-                f"the model {model.name!r} does not give its known answer on {kernels.name}"
-            )
-        return "cpu"
-    return kernels.name
+    failure = _try_on(model, kernels)
+    if failure is None:
+        return kernels.name
+    network.use(None)
+    if device == "cuda":
+        raise failure
+    _LOG.warning("flowarchive: %s; it runs on the CPU", failure)
+    return "cpu"
+
+
+def _try_on(model: StoredModel, kernels: Kernels) -> ModelError | DeviceError | None:
+    """Move a model to a device; say what went wrong there."""
+    network = model.network
+    expected = _metadata(model.data).get("known_answer"), rehearse(network)
+    try:
+        network.use(kernels)
+        given = network.known_answer(), rehearse(network)
+    except Exception as error:  # compilers, assemblers and drivers have errors of their own
+        reason = next(iter(str(error).splitlines()), "")
+        return DeviceError(
+            f"the model {model.name!r} cannot run on {kernels.name}: "
+            f"{type(error).__name__}{reason and ': '}{reason}"
+        )
+    if given[0] != expected[0]:
+        return NotReproducible(
+            f"the model {model.name!r} does not give its known answer on {kernels.name}"
+        )
+    if given[1] != expected[1]:
+        return NotReproducible(f"the model {model.name!r} codes other bits on {kernels.name}")
+    return None
 
 
 def is_packaged(fingerprint: bytes) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from threading import Event
+from threading import Event, Lock
 from time import sleep
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chains import make_chain_model
 from interpreted import Runs
 from models import make_video_model
 
 from flowarchive import device, motion, planes, store
 from flowarchive.adaptive.solve import fade_and_solve, no_sums
 from flowarchive.ans import Message
+from flowarchive.archive import chunks
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
+from flowarchive.models import form, plan
+from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.together import Together
 from flowarchive.models.video import VideoModel
-from triton_kernels import filters, picture, rans, search
+from triton_kernels import convolution, filters, host, picture, rans, search, uniform
 from triton_kernels.link import Traffic
 
 SHAPES = [(4, 5), (2, 3), (2, 3)]
@@ -48,13 +53,25 @@ def frames(count: int, cut: int, seed: int) -> list[planes.Components]:
     return done
 
 
-@pytest.fixture
-def kernels(monkeypatch) -> Any:
-    """Of the interpreter, in few and large programs.
+def still(seed: int) -> list[planes.Components]:
+    """Frames of which the last almost repeats the one before."""
+    first, second, last = frames(3, 0, seed)
+    luma = second.luma.copy()
+    luma[0, :3] += 1
+    return [first, second, planes.Components(luma, last.chroma)]
 
-    The search and the solution for filters, which take it long and have tests of their own, are
-    the CPU's.
-    """
+
+@pytest.fixture
+def alone(monkeypatch) -> Any:
+    """All of it the interpreter's, in few and large programs."""
+    monkeypatch.setattr(picture, "TILE", 1 << 13)
+    monkeypatch.setattr(filters, "SYSTEMS", 16)
+    return device.select("cuda")
+
+
+@pytest.fixture
+def kernels(alone, monkeypatch) -> Any:
+    """The search and the solution for filters, which take the interpreter long, are the CPU's."""
 
     def on_cpu(one):
         return SimpleNamespace(shape=SHAPES[0], **{k: v.numpy() for k, v in one._asdict().items()})
@@ -79,8 +96,17 @@ def kernels(monkeypatch) -> Any:
 
     monkeypatch.setattr(search, "search", search_on_cpu)
     monkeypatch.setattr(filters, "end_frame", solve_on_cpu)
-    monkeypatch.setattr(picture, "TILE", 1 << 13)
-    return device.select("cuda")
+    return alone
+
+
+def kinds_of(given: list[planes.Components]) -> list[int]:
+    """The kinds of a chunk's frames, as the encoder plans them."""
+    planned = plan.Plan(given, 8)
+    fields = [planned.fields(t) for t in range(len(given))]
+    return [
+        form.INTRA if field is None else form.NEAR if near else form.INTER
+        for field, near in zip(fields, planned.near, strict=True)
+    ]
 
 
 def pack(model: VideoModel, given: list[planes.Components]) -> bytes:
@@ -102,7 +128,7 @@ def assert_same(ours: list[planes.Components], theirs: list[planes.Components]) 
 
 
 def test_chunks_cross_over_both_ways(kernels, monkeypatch):
-    """Two chunks side by side, out of step: frames of one and of two references, and a cut.
+    """Chunks side by side, out of step: frames of one and of two references, a cut, a near one.
 
     What one path packs the other unpacks, to equal bytes. Frames travel once each way; between,
     a decoder sends and fetches heads, and motion, once a step.
@@ -110,19 +136,21 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     pushes = Runs(monkeypatch, rans, "push_kernel")
     pops = Runs(monkeypatch, rans, "pop_symbols_kernel")
     model = make_video_model(seed=3)
-    given = [frames(3, 0, seed=1), frames(3, 1, seed=2)]
+    given = [frames(3, 0, seed=8), frames(3, 0, seed=1), still(seed=8)]
+    kinds = Counter(kind for chunk in given for kind in kinds_of(chunk))
+    assert kinds == {form.INTRA: 4, form.INTER: 4, form.NEAR: 1}
     on_cpu = [pack(model, chunk) for chunk in given]
     assert not pushes.grids
     model.use(kernels)
     messages = [Message(LANES) for _ in given]
     accounts = model._device.push_chunks(messages, given, Form("YUV", 8))
     assert [message.to_bytes() for message in messages] == on_cpu
-    assert pushes.grids == [(2,)]
+    assert pushes.grids == [(3,)]
     for account, message in zip(accounts, messages, strict=True):
         assert account.ideal_bits == pytest.approx(message.bits, rel=0.1)
     traffic = kernels.link.traffic
     assert (traffic.uploads, traffic.downloads) == (2, 3)
-    samples = sum(h * w for h, w in SHAPES) * 3 * 2
+    samples = sum(h * w for h, w in SHAPES) * 3 * 3
     assert traffic.sent < 2 * samples + 4096  # and vectors, kinds, tables of segments
 
     kernels.link.traffic = traffic = Traffic()
@@ -130,7 +158,7 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     unknown = [planes.blank(SHAPES, "YUV")] * 3
     from_kernels = model._device.pop_chunks(messages, unknown, Form("YUV", 8))
     assert all(message.is_drained for message in messages)
-    # Intra, inter, inter; the other's cut makes one group of two frames, and a step less.
+    # Intra, inter, inter or near; a cut makes one group of two frames, and a step less.
     steps = 3
     assert (traffic.uploads, traffic.downloads) == (1 + steps, steps + 1)
     assert len(set(pops.grids)) == 1
@@ -140,6 +168,67 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
         assert_same(ours, chunk)
         assert_same(unpack(model, data, 3), chunk)
     assert len(pops.grids) == launches
+
+
+def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):
+    """The search and the solution for filters too, of one small plane: bytes are the CPU's."""
+    searches = Runs(monkeypatch, search, "search_kernel")
+    solutions = Runs(monkeypatch, filters, "class_kernel")
+    model = make_video_model(seed=3)
+    given = [planes.Components(frame.luma) for frame in frames(3, 0, seed=8)]
+    assert kinds_of(given) == [form.INTRA, form.INTER, form.INTER]
+    packed = []
+    for chosen in (None, alone):
+        model.use(chosen)
+        message = Message(LANES)
+        model.push_frames(message, given, "Y", 8)
+        packed.append(message.to_bytes())
+    assert packed[0] == packed[1]
+    # Three fields; of what two frames leave, the last one predicts with the first's.
+    assert len(searches.grids) == 3
+    assert len(solutions.grids) == 2
+
+
+def test_flows_cross_over(kernels, monkeypatch):
+    """Chunks of a `chain` model, packed by the CPU and unpacked by kernels, by flow and without.
+
+    Each goes its own way at a phase.
+    """
+    moves = Runs(monkeypatch, uniform, "move_kernel")
+    symbols = Runs(monkeypatch, rans, "pop_symbols_kernel")
+    model = make_chain_model(seed=2)
+    random = np.random.default_rng(1)
+    texture = random.integers(-90, 90, (40, 40)).astype(np.int32)
+    texture = (texture + np.roll(texture, 1, 0) + np.roll(texture, 1, 1)) // 3
+    noise = random.integers(0, 3, (2, 2, 12, 12)).astype(np.int32)
+    given = [
+        [planes.Components(texture[t : t + 12, t : t + 12] + noise[n, t - begin]) for t in times]
+        for n, begin in enumerate((0, 25))
+        for times in [range(begin, begin + 2)]
+    ]
+    messages, bits = [], []
+    for chunk in given:
+        message = Message(LANES)
+        account = model.push_frames(message, chunk, "Y", 8)
+        bits.append([frame.popped for frame in account.statement().frames])
+        messages.append(message)
+    assert any(map(any, bits))
+    model.use(kernels)
+    unknown = [planes.blank([(12, 12)], "Y")] * 2
+    popped = model._device.pop_chunks(messages, unknown, Form("Y", 8))
+    for ours, chunk, message in zip(popped, given, messages, strict=True):
+        assert_same(ours, chunk)
+        assert message.is_drained
+    assert {*moves.grids, *symbols.grids} >= {(1,), (2,)}
+    # Packing goes on on the CPU: to the same bytes.
+    launches = len(moves.grids)
+    for chosen in (kernels, None):
+        model.use(chosen)
+        message = Message(LANES)
+        model.push_frames(message, given[0], "Y", 8)
+        messages.append(message)
+    assert messages[-1].to_bytes() == messages[-2].to_bytes()
+    assert len(moves.grids) == launches
 
 
 def test_one_frame_crosses_over(kernels):
@@ -194,32 +283,188 @@ def test_those_who_wait_go_together():
     assert sorted(groups[1:]) == [[1, 2, 3], [4, 5], [13], [13, 14], [14]]
 
 
-def test_a_model_is_placed_once_it_has_given_its_answer(kernels, monkeypatch):
-    """One that answers otherwise there is refused, or stays on the CPU."""
+class CountedLock:
+    """A lock that counts who has asked for it."""
+
+    def __init__(self) -> None:
+        self.asked, self._lock = 0, Lock()
+
+    def __enter__(self) -> None:
+        self.asked += 1
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, None])
+def test_an_interruption_releases_those_who_wait(error):
+    """They sleep until then; one of them goes on with what was taken along.
+
+    A worker that is interrupted is so alone, and nothing is done twice for it. An exception, or a
+    wrong number of results, does not leave anybody without an answer.
+    """
+    together, began, go = Together(most=4), Event(), Event()
+    lock = together._free = CountedLock()
+    done: list[int] = []
+
+    def hold(items: list[int]) -> list[int]:
+        began.set()
+        assert go.wait(60)
+        return items
+
+    def work(items: list[int]) -> list[int]:
+        if len(items) > 1 and not done:
+            done.append(-1)
+            if error is None:
+                return items[1:]
+            raise error
+        done.extend(items)
+        return items
+
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(together.run, "a", 0, hold)
+        assert began.wait(60)
+        others = [pool.submit(together.run, "b", n, work) for n in range(1, 5)]
+        while lock.asked < 5:
+            sleep(0.01)
+        sleep(0.1)
+        assert lock.asked == 5
+        go.set()
+        assert first.result() == 0
+        failures = [one.exception(60) for one in others]
+    lost = [n for n, failure in enumerate(failures, 1) if failure is not None]
+    assert len(lost) == (error in (KeyboardInterrupt, SystemExit))
+    assert sorted(done) == [-1, *(n for n in range(1, 5) if n not in lost)]
+    assert not together._waiting
+
+
+def test_who_is_interrupted_while_waiting_asks_for_nothing():
+    class Interrupted:
+        def __enter__(self) -> None:
+            raise KeyboardInterrupt
+
+        def __exit__(self, *error: object) -> None:
+            """Never entered."""
+
+    together = Together()
+    together._free = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        together.run("a", 1, list)
+    assert not together._waiting
+
+
+@pytest.fixture
+def placed(kernels, monkeypatch) -> Any:
+    """A stored model whose answers on a device a test decides: the interpreter takes long."""
     model = make_video_model(seed=3)
-    stored = store.StoredModel("tiny", b"", model)
     answer = {"known_answer": model.known_answer()}
     monkeypatch.setattr(store, "_metadata", lambda data: answer)
     monkeypatch.setattr(store, "select", lambda name: kernels)
-    # The answer itself takes the interpreter long: that it is asked for on the device is enough.
-    asked = []
+    monkeypatch.setattr(store, "rehearse", lambda network: b"")
+    return store.StoredModel("tiny", b"", model)
+
+
+def test_a_model_is_placed_once_it_has_given_its_answer(placed, kernels, monkeypatch, caplog):
+    """One that answers otherwise there is refused, or stays on the CPU, which is told."""
+    model, asked = placed.network, []
+    answers = ["another", "another", model.known_answer()]
 
     def known_answer() -> str:
         asked.append(model._device)
         return answers.pop()
 
     monkeypatch.setattr(model, "known_answer", known_answer)
-    answers = ["another", "another", answer["known_answer"]]
-    assert store.place(stored, "auto") == kernels.name
-    assert store.place(stored, "auto") == "cpu"
+    assert store.place(placed, "auto") == kernels.name
+    assert not caplog.messages
+    assert store.place(placed, "auto") == "cpu"
+    assert len(caplog.messages) == 1
+    assert "its known answer on Triton's interpreter; it runs on the CPU" in caplog.text
     with pytest.raises(NotReproducible, match="known answer on Triton's interpreter"):
-        store.place(stored, "cuda")
+        store.place(placed, "cuda")
     assert None not in asked
     assert model._device is None
     model.has_kernels = False
-    assert store.place(stored, "auto") == "cpu"
+    assert store.place(placed, "auto") == "cpu"
     with pytest.raises(DeviceError, match="has no kernels"):
-        store.place(stored, "cuda")
+        store.place(placed, "cuda")
+
+
+def test_a_model_that_codes_other_bits_is_not_placed(placed, monkeypatch):
+    """Its networks may be right where something else is not."""
+    model = placed.network
+    answer = model.known_answer()
+    monkeypatch.setattr(model, "known_answer", lambda: answer)
+    monkeypatch.setattr(store, "rehearse", lambda network: str(network._device is None).encode())
+    with pytest.raises(NotReproducible, match="other bits on Triton's interpreter"):
+        store.place(placed, "cuda")
+    assert model._device is None
+
+
+@pytest.mark.parametrize("where", ["networks", "chunk"])
+def test_a_first_launch_may_fail(placed, monkeypatch, caplog, where):
+    """Whatever a compiler or a driver says: one line, and the CPU for `auto`."""
+
+    class Broken:
+        """A kernel, or a rehearsal, that cannot be launched."""
+
+        def __getitem__(self, grid: object) -> None:
+            raise RuntimeError("Triton Error [CUDA]: invalid device context\nand a second line")
+
+    model = placed.network
+    if where == "networks":
+        monkeypatch.setattr(convolution, "convolution_kernel", Broken())
+    else:
+        answer = model.known_answer()
+        monkeypatch.setattr(model, "known_answer", lambda: answer)
+        monkeypatch.setattr(
+            store, "rehearse", lambda _: b"" if model._device is None else Broken()[0]
+        )
+    reason = "'tiny' cannot run on Triton's interpreter: RuntimeError: Triton Error [CUDA]: invalid"
+    assert store.place(placed, "auto") == "cpu"
+    (message,) = caplog.messages
+    assert reason in message
+    assert "\n" not in message
+    assert message.endswith("; it runs on the CPU")
+    assert placed.network._device is None
+    with pytest.raises(DeviceError) as error:
+        store.place(placed, "cuda")
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
+    """On the CPU here: its bytes are those of its frames, and frames that differ are seen."""
+    model = make_video_model(seed=3)
+    data = rehearse(model)
+    assert data is not None
+    assert len(data) > 64 * 8
+    popped = model.pop_frames
+    monkeypatch.setattr(model, "pop_frames", lambda *args: reversed(list(popped(*args))))
+    assert rehearse(model) is None
+
+
+def test_a_driver_may_be_broken(monkeypatch):
+    def find() -> str:
+        raise RuntimeError("CUDA driver initialization failed\nand a second line")
+
+    monkeypatch.setattr(host, "find", find)
+    assert device.select("auto") is None
+    with pytest.raises(DeviceError, match=r"be used: CUDA driver initialization failed$"):
+        device.select("cuda")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("HIP error: out of memory"),
+    ],
+)
+def test_memory_of_a_gpu_runs_out_like_memory(error):
+    with pytest.raises(MemoryError, match="do not fit into memory"), chunks._memory_errors():
+        raise error
 
 
 def test_one_network_answers_alike(kernels):

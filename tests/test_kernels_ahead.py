@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from models import make_video_model
@@ -22,6 +23,7 @@ def test_faults_are_found():
     assert ahead.faults(HOT, FINE) == []
     assert ahead.faults(HOT, ahead.Outcome(255, 8, 0, FINE.product)) == ["spills"]
     assert len(ahead.faults(HOT, ahead.Outcome(90, 0, 0, ""))) == 1
+    assert ahead.faults(HOT, replace(FINE, contracts=True)) == ["floats may be contracted"]
     assert ahead.faults(ahead.Case("cold", lambda: None, hot=False), FINE) == []
 
 
@@ -74,14 +76,40 @@ def test_the_roofline_counts_what_the_model_says(root, monkeypatch):
     assert launches[:2] == launches[2:]  # chunks together take no more
 
 
-def test_a_network_layer_keeps_its_tensor_cores(root):
-    """The compilers themselves, for all targets; `make kernels` compiles the rest."""
+def compile_alone(root, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where the compilers, not the interpreter, are Triton's."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-m", "triton_kernels.ahead", "80>64"],
+    return subprocess.run(
+        [sys.executable, *words],
         cwd=root, env={**env, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_a_network_layer_keeps_its_tensor_cores(root):
+    """The compilers themselves, for all targets; `make kernels` compiles the rest."""
+    run = compile_alone(root, "-m", "triton_kernels.ahead", "80>64")
     assert run.returncode == 0, run.stdout + run.stderr
     rows = [line.split() for line in run.stdout.splitlines() if line.startswith("conv")]
     assert [row[4] for row in rows] == list(ahead.TARGETS)
     assert ["mma" in row[-1] or "mfma" in row[-1] for row in rows] == [True] * 3
+
+
+def test_floats_are_compiled_as_they_are_launched(root):
+    """What adds or multiplies floats is launched without contraction, and so compiled.
+
+    A launch that asks for nothing would let compilers contract; `fade` is the smallest there is.
+    """
+    cases = [case for case in ahead.CASES if case.name in ("search", "filters, 38 taps")]
+    launches = {name: launch for case in cases for name, launch in ahead.launches(case).items()}
+    for name in ("search_kernel", "fade_kernel", "common_kernel", "class_kernel"):
+        assert launches[name].options["enable_fp_fusion"] is False
+    script = (
+        "from dataclasses import replace\n"
+        "from triton_kernels import ahead\n"
+        "case = next(c for c in ahead.CASES if c.name.startswith('filters, 38'))\n"
+        "fade = ahead.launches(case)['fade_kernel']\n"
+        "for options in (fade.options, {}):\n"
+        "    print(ahead.compile_launch(replace(fade, options=options), 'sm_80').contracts)\n"
+    )
+    run = compile_alone(root, "-c", script)
+    assert run.stdout.split() == ["False", "True"], run.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from interpreted import CPU, Runs, poisoned
@@ -154,53 +153,6 @@ def test_additive_coupling(shift, monkeypatch):
     assert len(runs.grids) == 3
 
 
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 1000])
-def test_affine_coupling(count):
-    """Python's own floor division says what is right, and the inverse takes everything back."""
-    random = np.random.default_rng(count)
-    bits = 16
-    scale = random.integers(1, 1 << 20, count).tolist()
-    scale[0] = 1
-    x = random.integers(-(1 << 24), 1 << 24, count).tolist()
-    offset = random.integers(-(1 << 20), 1 << 20, count).tolist()
-    extra = [int(random.integers(0, r)) for r in scale]
-    t = [r * a + e for r, a, e in zip(scale, x, extra, strict=True)]
-    args = [torch.tensor(values, dtype=torch.int64) for values in (x, scale, offset, extra)]
-    y, rest = coupling.affine(*args, bits)
-    assert y.tolist() == [a // (1 << bits) + o for a, o in zip(t, offset, strict=True)]
-    assert rest.tolist() == [a % (1 << bits) for a in t]
-    back, number = coupling.affine(y, args[1], args[2], rest, bits, inverse=True)
-    assert torch.equal(back, args[0])
-    assert torch.equal(number, args[3])
-
-
-@pytest.mark.parametrize("count", [1, 65, 1000])
-def test_piecewise_coupling(count):
-    """Inside and outside the knots, against Python's integers, there and back."""
-    random = np.random.default_rng(count)
-    knots, images = (
-        np.cumsum(random.integers(1, 300, (count, 8)), axis=1) - 1000 for _ in range(2)
-    )
-    x = random.integers(-1200, 1500, count)
-    x[: count // 3] = knots[: count // 3, 3]
-    extra, expected = np.zeros(count, dtype=np.int64), []
-    for i in range(count):
-        k = int(np.searchsorted(knots[i], x[i], side="right")) - 1
-        w = v = 1
-        if 0 <= k < 7:
-            w, v = int(knots[i, k + 1] - knots[i, k]), int(images[i, k + 1] - images[i, k])
-        extra[i] = random.integers(0, v)
-        a, b = int(knots[i, max(k, 0)]), int(images[i, max(k, 0)])
-        quotient, rest = divmod(v * (int(x[i]) - a) + int(extra[i]), w)
-        expected.append((b + quotient, rest))
-    given, from_, to, numbers = (torch.from_numpy(a) for a in (x, knots, images, extra))
-    y, rest = coupling.piecewise(given, from_, to, numbers)
-    assert list(zip(y.tolist(), rest.tolist(), strict=True)) == expected
-    back, number = coupling.piecewise(y, to, from_, rest)
-    assert torch.equal(back, given)
-    assert torch.equal(number, numbers)
-
-
 def test_launchers_refuse():
     layer = pack(random_layer(4, 8, 3, False, (0, 127)))
     x, y = torch.zeros(1, 4, 4, 8, dtype=torch.int8), torch.zeros(1, 4, 4, 4, dtype=torch.int8)
@@ -217,11 +169,6 @@ def test_launchers_refuse():
         convolution.convolve(x, wide, y)
     with pytest.raises(ValueError, match="depthwise"):
         convolution.convolve_depthwise(x, layer, y)
-    number = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="bits 32"):
-        coupling.affine(number, number, number, number, 32)
-    with pytest.raises(ValueError, match="extra is"):
-        coupling.affine(number, number, number, number[:2], 3)
 
 
 def test_a_twin_goes_to_the_kernel():

@@ -4,7 +4,8 @@
 
 What is compiled is what the launchers launch: each is called with tensors that have no memory, on
 the shapes of the default model, and its launch is kept instead of made. The check fails where a hot
-kernel spills registers, or where a product of bytes has lost its integer tensor-core instruction.
+kernel spills registers, where a product of bytes has lost its integer tensor-core instruction, or
+where operations on floats may be contracted, which would round otherwise than the CPU does.
 
 It compiles and reads; it runs nothing, and says nothing of speed or of a driver's own compiler.
 """
@@ -56,6 +57,9 @@ PRODUCTS = {
     "sm_90": re.compile(r"wgmma\.mma_async\.\S*s32\.s8\.s8"),
     "gfx942": re.compile(r"v_mfma_i32_\w+_i8"),
 }
+FLOATS = re.compile(r"arith\.(addf|subf|mulf)\b")
+"""Operations, in Triton's own form, of which a compiler makes one where it may."""
+
 TYPES = {
     torch.int8: "*i8",
     torch.int16: "*i16",
@@ -118,12 +122,14 @@ class Outcome:
         spills: Bytes a thread stores away, or for AMD how many registers.
         shared: Bytes of shared memory of a program.
         product: The instruction that carries sums of products of bytes; empty where none does.
+        contracts: Whether the compiler was free to make one operation of two on floats.
     """
 
     registers: int
     spills: int
     shared: int
     product: str
+    contracts: bool = False
 
 
 class _Recorder:
@@ -196,16 +202,6 @@ def _words(count: int) -> Tensor:
     return empty(torch.int64, count)
 
 
-def _affine() -> None:
-    numbers = _words(1 << 20)
-    coupling.affine(numbers, numbers, numbers, numbers, 16)
-
-
-def _piecewise() -> None:
-    numbers, knots = _words(1 << 20), empty(torch.int64, 1 << 20, 8)
-    coupling.piecewise(numbers, knots, knots, numbers)
-
-
 def _tables() -> mixture.Tables:
     return mixture.Tables(_words(mixture.TABLE_SIZE), _words(8))
 
@@ -250,6 +246,21 @@ def _push_uniform(lanes: int) -> None:
 
 def _pop_uniform(lanes: int) -> None:
     uniform.pop_uniform(_messages(lanes), _words(1 << 20), _words(65))
+
+
+def _move(lanes: int) -> None:
+    lines = uniform.Pieces(*(_words(1 << 20) for _ in range(4)))
+    uniform.move(_messages(lanes), _numbers(64), _words(1 << 20), lines, _words(65), down=True)
+
+
+def _pop_table(lanes: int) -> None:
+    rans.pop_table(_messages(lanes), _words(388), 24, _words(65), 1 << 20)
+
+
+def _look_up() -> None:
+    mixture.lookup(
+        _words(1 << 20), *_parameters(1 << 20, 5), mixture.Support(-128, 127, 24), _tables()
+    )
 
 
 def _compensate() -> None:
@@ -363,8 +374,6 @@ CASES = [
         lambda: convolution.convolve_depthwise(_pixels(64), _layer(64, 1, 3), _pixels(64)),
     ),
     Case("couple 1x1 64>8", _couple, multiplies=True),
-    Case("affine", _affine),
-    Case("piecewise, 8 knots", _piecewise),
     Case("intervals, K 4", lambda: _intervals(4)),
     Case("intervals, K 5", lambda: _intervals(5)),
     Case("push, 64 lanes", lambda: _push(64)),
@@ -376,6 +385,9 @@ CASES = [
     Case("pop symbols, 64, 16 bits", lambda: _pop_symbols(64, 16)),
     Case("push uniform, 64", lambda: _push_uniform(64)),
     Case("pop uniform, 64", lambda: _pop_uniform(64)),
+    Case("move, 64 lanes", lambda: _move(64)),
+    Case("pop of a table, 64", lambda: _pop_table(64)),
+    Case("look up, K 5, 8 bits", _look_up),
     Case("compensate", _compensate),
     *(
         Case(f"{'inter' if inter else 'intra'}, {'chroma' if chroma else 'luma'}, phase {phase}",
@@ -425,15 +437,18 @@ def compile_launch(launch: Launch, target: str) -> Outcome:
         if aligned:
             attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {"enable_fp_fusion": False, **launch.options}
-    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    compiled = triton.compile(source, target=TARGETS[target], options=launch.options)
     text = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
     product = PRODUCTS[target].search(text)
-    registers, spills = _of_ptxas(text, target) if "ptx" in compiled.asm else _of_amd(text)
-    return Outcome(registers, spills, compiled.metadata.shared, product[0] if product else "")
+    fuses = compiled.metadata.enable_fp_fusion
+    registers, spills = _of_ptxas(text, target, fuses) if "ptx" in compiled.asm else _of_amd(text)
+    return Outcome(
+        registers, spills, compiled.metadata.shared, product[0] if product else "",
+        fuses and FLOATS.search(compiled.asm["ttir"]) is not None,
+    )  # fmt: skip
 
 
-def _of_ptxas(text: str, target: str) -> tuple[int, int]:
+def _of_ptxas(text: str, target: str, fuses: bool) -> tuple[int, int]:
     """Registers and spilled bytes of a thread, by the assembler that Triton would call."""
     arch = re.search(r"^\.target (\w+)", text, re.MULTILINE)
     assert arch is not None
@@ -441,8 +456,9 @@ def _of_ptxas(text: str, target: str) -> tuple[int, int]:
         file = Path(folder) / "kernel.ptx"
         file.write_text(text)
         run = subprocess.run(
-            [get_ptxas(TARGETS[target].arch).path, "-v", "--fmad=false", "--regAllocOptLevel=2",
-             f"--gpu-name={arch[1]}", str(file), "-o", str(file.with_suffix(".cubin"))],
+            [get_ptxas(TARGETS[target].arch).path, "-v", f"--fmad={str(fuses).lower()}",
+             "--regAllocOptLevel=2", f"--gpu-name={arch[1]}", str(file),
+             "-o", str(file.with_suffix(".cubin"))],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     said = run.stderr + run.stdout
@@ -467,6 +483,8 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
         found.append("spills")
     if case.multiplies and not outcome.product:
         found.append("no integer tensor-core instruction")
+    if outcome.contracts:
+        found.append("floats may be contracted")
     return found
 
 

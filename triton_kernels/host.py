@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton import knobs
 
-from triton_kernels import features, linear, mixture, search
+from triton_kernels import features, flow, linear, mixture, search
 from triton_kernels.link import Link
 from triton_kernels.network import Network
 from triton_kernels.session import Frozen, Model, Part, Session
@@ -69,6 +69,45 @@ class Host:
         }
         return HostNetwork(self.link, Network(tensors, self.link.device))
 
+    def flows(
+        self,
+        levels: int,
+        phases: Mapping[str, Sequence[tuple[Arrays, Sequence[tuple[Any, ...]]]]],
+        fineness: int,
+        core: NDArray[np.int64],
+        curves: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
+    ) -> flow.Flows:
+        """Send the flows of a model's phases to the device.
+
+        Args:
+            levels: That have them.
+            phases: By the name of the networks, of each phase the context's layer, and of each
+                coupling the parts it moves and its layers; see `flow.Flow`.
+            fineness: Of the flows' grid.
+            core: See `flow.Grid`.
+            curves: The logit's knots and images by the precision of symbols' intervals.
+        """
+        device = self.link.device
+        made = {
+            name: [
+                flow.Flow(
+                    _layer(context),
+                    [(moved, *map(_layer, layers)) for moved, *layers in couplings],
+                    device,
+                )
+                for context, couplings in group
+            ]
+            for name, group in phases.items()
+        }
+        half = _tensor(core).to(device)
+        grids = {
+            precision: flow.Grid(
+                fineness, half, precision, _tensor(knots).to(device), _tensor(images).to(device)
+            )
+            for precision, (knots, images) in curves.items()
+        }
+        return flow.Flows(levels, made, grids)
+
     def session(
         self,
         tables: Mapping[str, NDArray[Any]],
@@ -78,6 +117,7 @@ class Host:
         chunks: int,
         frames: int,
         bits: int,
+        flows: flow.Flows | None = None,
     ) -> Session:
         """Begin a walk through some chunks.
 
@@ -90,12 +130,13 @@ class Host:
             chunks: How many.
             frames: Of each chunk.
             bits: Depth of the samples.
+            flows: From `flows`, of a model that has them.
         """
         if self._frozen is None:
             self._frozen = self._freeze(tables)
         luma, chroma = (_tensor(defaults).to(self.link.device) for defaults in filters)
         networks = {name: [net.network for net in group] for name, group in nets.items()}
-        model = Model(networks, (luma, chroma))
+        model = Model(networks, (luma, chroma), flows)
         every = [Part(*part) for part in parts]
         return Session(self.link, self._frozen, model, every, chunks, frames, bits)
 
@@ -112,6 +153,11 @@ class Host:
             probabilities, seen, linear.taps(device), weights, costs, moves,
             search.Prices(*prices), constants,
         )  # fmt: skip
+
+
+def _layer(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
+    weight, bias, shift = map(_tensor, arrays)
+    return weight, bias, shift
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -113,6 +113,62 @@ def cumulative(total, z, low, high, precision):
 
 
 @triton.jit
+def search(
+    slot, mean, scale, weight, packed, reciprocals, at, known, low, high, precision,
+    ROWS: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr, WAYS_BITS: tl.constexpr,
+):  # fmt: skip
+    """Find the symbols whose intervals hold some slots, int64 [ROWS]; `at` is where mixtures begin.
+
+    A round asks for WAYS symbols at once which of them begin at or below the slot: their count
+    says where the next round, WAYS times finer, looks. The first of them is always below.
+
+    Returns:
+        The symbols, and the left ends and widths of their intervals.
+    """
+    way = tl.arange(0, 1 << WAYS_BITS)[None, :].to(tl.int64)
+    z = tl.zeros((ROWS,), dtype=tl.int64) + low
+    # Loops stay loops: unrolled, all components would sit in registers at once.
+    for n in tl.range(ROUNDS, loop_unroll_factor=1):
+        step = WAYS_BITS * (ROUNDS - 1 - n)
+        tried = z[:, None] + (way << step)
+        total = tl.zeros((ROWS, 1 << WAYS_BITS), dtype=tl.int64)
+        for k in tl.range(K, loop_unroll_factor=1, disable_licm=True):
+            m, reciprocal, shift, share = component(mean, scale, weight, reciprocals, at + k, known)
+            distance = (2 * tried - 1) * _HALF - m[:, None]
+            total += share[:, None] * sigmoid_of(
+                distance, reciprocal[:, None], shift[:, None], packed
+            )
+        below = (tried <= high) & (cumulative(total, tried, low, high, precision) <= slot[:, None])
+        z += (tl.sum(below.to(tl.int64), 1) - 1) << step
+    left = tl.zeros((ROWS,), dtype=tl.int64)
+    right = tl.zeros((ROWS,), dtype=tl.int64)
+    for k in tl.range(K, loop_unroll_factor=1, disable_licm=True):
+        m, reciprocal, shift, share = component(mean, scale, weight, reciprocals, at + k, known)
+        distance = (2 * z - 1) * _HALF - m
+        left += share * sigmoid_of(distance, reciprocal, shift, packed)
+        right += share * sigmoid_of(distance + _ONE, reciprocal, shift, packed)
+    begin = cumulative(left, z, low, high, precision)
+    return z, begin, cumulative(right, z + 1, low, high, precision) - begin
+
+
+@triton.jit
+def lookup_kernel(
+    slots, mean, scale, weight, packed, reciprocals, symbols, start, freq, count, low, high,
+    precision, K: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program looks BLOCK slots up; see `lookup`."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    known = at < count
+    z, begin, width = search(
+        tl.load(slots + at, known, other=0), mean, scale, weight, packed, reciprocals, at * K,
+        known, low, high, precision, BLOCK, K, ROUNDS, 1,
+    )  # fmt: skip
+    tl.store(symbols + at, z.to(tl.int32), known)
+    tl.store(start + at, begin, known)
+    tl.store(freq + at, width, known)
+
+
+@triton.jit
 def intervals_kernel(
     symbols, mean, scale, weight, packed, reciprocals, start, freq, count, low, high, precision,
     K: tl.constexpr, BLOCK: tl.constexpr,
@@ -201,3 +257,40 @@ def intervals(
             K=components, BLOCK=BLOCK,
         )  # fmt: skip
     return start, freq
+
+
+def lookup(
+    slots: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    support: Support,
+    tables: Tables,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the symbols whose intervals hold some slots.
+
+    Args:
+        slots: int64 [n] in [0, 2**precision).
+        mean: As in `intervals`, int32 [n, K].
+        scale: Alike.
+        weight: Alike.
+        support: Of all symbols.
+        tables: From `tables`.
+
+    Returns:
+        The symbols, int32 [n], and the left ends and widths of their intervals, int64 [n].
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device, a layout or the support is out of range.
+    """
+    components = check_parameters(mean, scale, weight, support, tables)
+    count = check("slots", slots, torch.int64, [mean.shape[0]], mean.device).numel()
+    symbols = torch.empty(count, dtype=torch.int32, device=mean.device)
+    start, freq = torch.empty_like(slots), torch.empty_like(slots)
+    if count:
+        lookup_kernel[(triton.cdiv(count, BLOCK),)](
+            slots, mean, scale, weight, *tables, symbols, start, freq, count, *support,
+            K=components, ROUNDS=(support.high - support.low).bit_length(), BLOCK=BLOCK,
+        )  # fmt: skip
+    return symbols, start, freq

@@ -27,16 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels.checks import check
-from triton_kernels.mixture import (
-    _HALF,
-    _ONE,
-    Support,
-    Tables,
-    check_parameters,
-    component,
-    cumulative,
-    sigmoid_of,
-)
+from triton_kernels.mixture import Support, Tables, check_parameters, search
 
 MAX_LANES = 1024
 MAX_PRECISION = 31
@@ -89,7 +80,7 @@ def push_kernel(head, tail, size, start, freq, segments, bounds, capacity, LANES
     words = tail + i_m.to(tl.int64) * capacity
     first = tl.load(bounds + i_m)
     segment = tl.load(bounds + i_m + 1)
-    while segment > first:
+    while (segment > first) & (live >= 0):
         segment -= 1
         begin = tl.load(segments + 3 * segment)
         count = tl.load(segments + 3 * segment + 1)
@@ -112,7 +103,7 @@ def push(messages: Messages, start: Tensor, freq: Tensor, segments: Tensor, boun
     """Push intervals onto messages, in place, so that a pop meets each message's first one first.
 
     Args:
-        messages: Grow; each tail has room for one word an interval.
+        messages: Grow; each tail has room for one word an interval. One whose size is -1 stays.
         start: Left ends, int32 [n], in [0, 2**precision).
         freq: Widths, int32 [n], at least 1, start + freq <= 2**precision.
         segments: int64 [s, 3]: where intervals that begin a row of lanes begin, how many they are,
@@ -192,14 +183,9 @@ def pop_symbols_kernel(
     out_size, capacity, low, high, precision,
     LANES: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr, WAYS_BITS: tl.constexpr,
 ):  # fmt: skip
-    """One program finds and pops the symbols of one message; see `pop_symbols`.
-
-    A round asks for WAYS symbols at once which of them begin at or below the slot: their count
-    says where the next round, WAYS times finer, looks. The first of them is always below.
-    """
+    """One program finds and pops the symbols of one message; see `pop_symbols`."""
     i_m = tl.program_id(0)
     lane = tl.arange(0, LANES)
-    way = tl.arange(0, 1 << WAYS_BITS)[None, :].to(tl.int64)
     h = tl.load(head + i_m * LANES + lane)
     live = tl.load(size + i_m)
     words = tail + i_m.to(tl.int64) * capacity
@@ -207,35 +193,11 @@ def pop_symbols_kernel(
     row = tl.load(bounds + i_m)
     while row < end:
         known = row + lane < end
-        at = (row + lane) * K
         slot = h & ((tl.full((1,), 1, tl.int64) << precision) - 1)
-        z = tl.zeros((LANES,), dtype=tl.int64) + low
-        # Loops stay loops: unrolled, all components would sit in registers at once.
-        for n in tl.range(ROUNDS, loop_unroll_factor=1):
-            step = WAYS_BITS * (ROUNDS - 1 - n)
-            tried = z[:, None] + (way << step)
-            total = tl.zeros((LANES, 1 << WAYS_BITS), dtype=tl.int64)
-            for k in tl.range(K, loop_unroll_factor=1, disable_licm=True):
-                m, reciprocal, shift, share = component(
-                    mean, scale, weight, reciprocals, at + k, known
-                )
-                distance = (2 * tried - 1) * _HALF - m[:, None]
-                total += share[:, None] * sigmoid_of(
-                    distance, reciprocal[:, None], shift[:, None], packed
-                )
-            below = (tried <= high) & (
-                cumulative(total, tried, low, high, precision) <= slot[:, None]
-            )
-            z += (tl.sum(below.to(tl.int64), 1) - 1) << step
-        left = tl.zeros((LANES,), dtype=tl.int64)
-        right = tl.zeros((LANES,), dtype=tl.int64)
-        for k in tl.range(K, loop_unroll_factor=1, disable_licm=True):
-            m, reciprocal, shift, share = component(mean, scale, weight, reciprocals, at + k, known)
-            distance = (2 * z - 1) * _HALF - m
-            left += share * sigmoid_of(distance, reciprocal, shift, packed)
-            right += share * sigmoid_of(distance + _ONE, reciprocal, shift, packed)
-        begin = cumulative(left, z, low, high, precision)
-        width = cumulative(right, z + 1, low, high, precision) - begin
+        z, begin, width = search(
+            slot, mean, scale, weight, packed, reciprocals, (row + lane) * K, known,
+            low, high, precision, LANES, K, ROUNDS, WAYS_BITS,
+        )  # fmt: skip
         tl.store(symbols + row + lane, z.to(tl.int32), known)
         h = tl.where(known, width * (h >> precision) + slot - begin, h)
         h, live = refill(h, words, live, known & (h < _HEAD_MIN))
@@ -288,6 +250,72 @@ def pop_symbols(
             capacity, *support, LANES=lanes, K=components,
             ROUNDS=triton.cdiv(span, ways), WAYS_BITS=ways,
             num_warps=warps((lanes << ways) // 4, 16),
+        )  # fmt: skip
+    return symbols, left
+
+
+@triton.jit
+def pop_table_kernel(
+    head, tail, size, knots, bounds, symbols, out_head, out_size, capacity, entries, precision,
+    STEPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """One program pops the symbols of one message under a table; see `pop_table`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    words = tail + i_m.to(tl.int64) * capacity
+    end = tl.load(bounds + i_m + 1)
+    row = tl.load(bounds + i_m)
+    while row < end:
+        known = row + lane < end
+        slot = h & ((tl.full((1,), 1, tl.int64) << precision) - 1)
+        k = tl.zeros((LANES,), dtype=tl.int32)
+        for n in tl.static_range(STEPS):
+            tried = k + (1 << (STEPS - 1 - n))
+            inside = tried < entries
+            k = tl.where(inside & (tl.load(knots + tried, inside, other=0) <= slot), tried, k)
+        begin = tl.load(knots + k)
+        tl.store(symbols + row + lane, k.to(tl.int64), known)
+        h = tl.where(known, (tl.load(knots + k + 1) - begin) * (h >> precision) + slot - begin, h)
+        h, live = refill(h, words, live, known & (h < _HEAD_MIN))
+        row = tl.where(live < 0, end, row + LANES)
+    tl.store(out_head + i_m * LANES + lane, h)
+    tl.store(out_size + i_m, live)
+
+
+def pop_table(
+    messages: Messages, knots: Tensor, precision: int, bounds: Tensor, count: int
+) -> tuple[Tensor, Messages]:
+    """Pop symbols of one table, whose k-th interval goes from knots[k] to knots[k + 1].
+
+    Args:
+        messages: Stay as they are.
+        knots: int64 [symbols + 1], ascending from 0 to 2**precision, none twice.
+        precision: 1..31.
+        bounds: int64 [messages + 1]: whose the symbols are, from 0 to `count`.
+        count: Of all messages.
+
+    Returns:
+        int64 [count], and what is left; the tail is shared. Where a size is -1, the message's
+        symbols are noise.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device, a layout or the precision is out of range.
+    """
+    number, lanes, capacity = check_messages(messages)
+    device = messages.head.device
+    entries = check("knots", knots, torch.int64, [None], device).numel() - 1
+    check("bounds", bounds, torch.int64, [number + 1], device)
+    if entries < 1 or not 1 <= precision <= MAX_PRECISION:
+        raise ValueError(f"{entries} symbols of precision {precision} are no table")
+    symbols = torch.zeros(count, dtype=torch.int64, device=device)
+    left = Messages(messages.head.clone(), messages.tail, messages.size.clone())
+    if number:
+        pop_table_kernel[(number,)](
+            *messages, knots, bounds, symbols, left.head, left.size, capacity, entries, precision,
+            STEPS=(entries - 1).bit_length(), LANES=lanes, num_warps=warps(lanes),
         )  # fmt: skip
     return symbols, left
 

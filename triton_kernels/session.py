@@ -35,6 +35,7 @@ from triton_kernels import (
     picture,
     search,
 )
+from triton_kernels.flow import Flows
 from triton_kernels.link import Link
 from triton_kernels.network import Network
 from triton_kernels.rans import Messages, push
@@ -43,6 +44,9 @@ from triton_kernels.stack import Popper, Pusher
 LEVEL_NETS = 3
 SCALE_ONE = 40
 """Scale index of a width of one sample step; 8 are an octave."""
+
+BATCH_SAMPLES = 1 << 20
+"""Luma samples of intra frames that go together, at most, where it is more than one."""
 
 SEARCH_BITS = 9
 
@@ -99,10 +103,12 @@ class Model(NamedTuple):
     Attributes:
         nets: "intra_luma", "intra_chroma", "inter_luma", "inter_chroma": networks by level.
         filters: Where filters begin, int32 [GROUPS, PHASES, CLASSES, taps], of luma and chroma.
+        flows: Of its phases; chunks of such a model are unpacked here, and packed elsewhere.
     """
 
     nets: Mapping[str, Sequence[Network]]
     filters: tuple[Tensor, Tensor]
+    flows: Flows | None = None
 
 
 class _Jobs(NamedTuple):
@@ -246,7 +252,11 @@ class Session:
 
     def take(self, words: Sequence[NDArray[np.uint32]], lanes: int) -> None:
         """Send the words of messages, and make room for the planes."""
-        tail = np.zeros((self._chunks, max(1, *map(len, words))), dtype=np.uint32)
+        room = 0
+        if self._model.flows is not None:
+            # What a flow gives back stands above what it has taken, at most a word a symbol.
+            room = max(p.planes * max(p.height * p.width, BATCH_SAMPLES) for p in self._parts)
+        tail = np.zeros((self._chunks, room + max(1, *map(len, words))), dtype=np.uint32)
         for row, live in zip(tail, words, strict=True):
             row[: len(live)] = live
         (sent,) = self._link.send(tail)
@@ -275,21 +285,35 @@ class Session:
         assert isinstance(self._end, Popper)
         new_head, new_size, *found = self._link.send(head, size, *(f for _, _, f in fields))
         self._end.messages = Messages(new_head, self._end.messages.tail, new_size)
+        self._end.lowest = new_size.clone()
         for (chunk, frame, _), field in zip(fields, found, strict=True):
             self._fields[chunk, frame, : len(field)] = field
 
-    def messages(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-        """Fetch heads and sizes, [chunks, lanes] and [chunks], -1 where words did not suffice."""
-        assert isinstance(self._end, Popper)
-        head, size = self._link.fetch(self._end.messages.head, self._end.messages.size)
-        return head.view(np.uint64), size
+    def messages(
+        self,
+    ) -> tuple[NDArray[np.uint64], NDArray[np.int32], list[tuple[int, NDArray[np.uint32]]]]:
+        """Fetch heads and sizes, and words that flows have pushed.
 
-    def planes(self) -> tuple[NDArray[np.uint64], NDArray[np.int32], list[NDArray[Any]]]:
-        """Fetch heads, sizes, and of each part its planes [chunks, frames, planes, H, W]."""
+        Returns:
+            Heads, [chunks, lanes]; sizes, [chunks], -1 where words did not suffice; and of each
+            chunk where words begin that may be others, and these.
+        """
         assert isinstance(self._end, Popper)
         messages = self._end.messages
-        head, size, *planes = self._link.fetch(messages.head, messages.size, *self._planes)
-        return head.view(np.uint64), size, planes
+        head, size, lowest = self._link.fetch(messages.head, messages.size, self._end.lowest)
+        words = [(int(n), np.empty(0, dtype=np.uint32)) for n in size]
+        begin, end = max(int(lowest.min()), 0), int(size.max())
+        if self._model.flows is not None and begin < end:
+            (tails,) = self._link.fetch(messages.tail[:, begin:end])
+            words = [
+                (begin, tail[: max(n - begin, 0)].view(np.uint32))
+                for tail, n in zip(tails, size, strict=True)
+            ]
+        return head.view(np.uint64), size, words
+
+    def planes(self) -> list[NDArray[Any]]:
+        """Fetch of each part its planes [chunks, frames, planes, H, W]."""
+        return self._link.fetch(*self._planes)
 
     # Steps
 
@@ -423,12 +447,19 @@ class Session:
             made = heads.mixtures(
                 head, last, shape, scales.offsets, which, slot, shift, self._frozen.weights
             )
-            symbols = self._end.code(
-                jobs.pairs(),
-                lambda: lattice.take(planes, place, level, phase),  # noqa: B023
-                (made.mean, made.corrected, made.weight),
-                support,
-            )
+            mixtures, flows = (made.mean, made.corrected, made.weight), self._model.flows
+            if flows is None or level >= flows.levels:
+                symbols = self._end.code(
+                    jobs.pairs(),
+                    lambda: lattice.take(planes, place, level, phase),  # noqa: B023
+                    mixtures,
+                    support,
+                )
+            else:
+                assert isinstance(self._end, Popper)
+                states = state[:, : shape[0], : shape[1]]
+                steering = flows.phases[kind][phase], flows.grids[part.precision], states
+                symbols = self._end.pop_phase(jobs.chunks, mixtures, support, *steering)
             if isinstance(self._end, Popper):
                 lattice.put(planes, place, level, phase, symbols)
             correction.learn(

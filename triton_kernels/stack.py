@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from triton_kernels import mixture, rans
+from triton_kernels import flow, mixture, rans
 
 
 class Kept(NamedTuple):
@@ -123,11 +123,16 @@ class Popper:
     Args:
         messages: Of all chunks; heads and sizes change.
         tables: Of the entropy model.
+
+    Attributes:
+        messages: As they are now.
+        lowest: Their least sizes since it was set, int32 [chunks].
     """
 
     def __init__(self, messages: rans.Messages, tables: mixture.Tables) -> None:
         self.messages, self._tables = messages, tables
         self._numbers = torch.arange(len(messages.size) + 1, device=messages.size.device)
+        self.lowest = messages.size.clone()
 
     def code(
         self,
@@ -145,3 +150,73 @@ class Popper:
             self.messages, *mixtures, bounds, support, self._tables
         )
         return symbols
+
+    def pop_phase(
+        self,
+        chunks: Sequence[int],
+        mixtures: tuple[Tensor, Tensor, Tensor],
+        support: mixture.Support,
+        phase: flow.Flow,
+        grid: flow.Grid,
+        states: Tensor,
+    ) -> Tensor:
+        """Pop a phase of some chunks, each by its flow or under its mixtures, as its bits say.
+
+        Args:
+            chunks: Ascending.
+            mixtures: As in `code`.
+            support: As in `code`.
+            phase: The flow.
+            grid: Its tables.
+            states: Of the phase's samples, int8 [planes of all chunks, rows, columns, C].
+
+        Returns:
+            int32 [n].
+        """
+        device = states.device
+        ways = self.messages.head[:, :1] & 1
+        found = rans.pop(self.messages, ways.int(), torch.ones_like(ways, dtype=torch.int32), 1)
+        by_flow = ways.tolist()
+        count, planes = mixtures[0].shape[0] // len(chunks), len(states) // len(chunks)
+        symbols = torch.empty((len(chunks), count), dtype=torch.int32, device=device)
+        for way in range(2):
+            own = [n for n, chunk in enumerate(chunks) if by_flow[chunk][0] == way]
+            if not own:
+                continue
+            at = torch.tensor(own, device=device)
+            rows = torch.tensor([chunks[n] for n in own], device=device)
+            messages = rans.Messages(*(tensor[rows] for tensor in found))
+            mean, scale, weight = (
+                p.view(len(chunks), count, p.shape[1])[at].flatten(0, 1) for p in mixtures
+            )
+            if way:
+                seen = states.unflatten(0, (len(chunks), planes))[at].flatten(0, 1)
+                symbols[at], messages = self._pop_flow(
+                    messages, rows, (mean, scale, weight), support, phase, grid, seen
+                )
+            else:
+                bounds = torch.arange(len(own) + 1, device=device) * count
+                popped, messages = rans.pop_symbols(
+                    messages, mean, scale, weight, bounds, support, self._tables
+                )
+                symbols[at] = popped.view(len(own), count)
+            self.messages.head[rows], self.messages.size[rows] = messages.head, messages.size
+        return symbols.view(-1)
+
+    def _pop_flow(
+        self,
+        messages: rans.Messages,
+        rows: Tensor,
+        mixtures: tuple[Tensor, Tensor, Tensor],
+        support: mixture.Support,
+        phase: flow.Flow,
+        grid: flow.Grid,
+        states: Tensor,
+    ) -> tuple[Tensor, rans.Messages]:
+        popped, messages, lowest = phase.pop(
+            messages, mixtures, support, self._tables, grid, phase.context(states),
+            (states.shape[0], states.shape[1], states.shape[2]),
+        )  # fmt: skip
+        self.messages.tail[rows] = messages.tail
+        self.lowest[rows] = torch.minimum(self.lowest[rows], lowest)
+        return popped.view(len(rows), -1), messages

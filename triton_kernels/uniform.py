@@ -1,5 +1,8 @@
 """Numbers that are uniform in any range, on the stack of bits: a bijection, whatever the range.
 
+And with them, moving numbers along a line from w to v of them, as `bitsback.Uniform` does: a number
+popped under v chooses, one pushed under w tells the choice, row by row.
+
 With Q = 2**31 div R, heads in [Q, Q * 2**32) times R, plus a number, fill [Q * R, Q * R * 2**32)
 exactly once each: the heads' own range but for the sliver between Q * R and 2**31. A push spills
 into the first range and refills out of the sliver, with the word it has just spilled. A range above
@@ -8,6 +11,8 @@ of the two steps spills, or refills, in either direction.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -21,8 +26,25 @@ from triton_kernels.rans import (
     _WORD,
     Messages,
     check_messages,
+    refill,
     warps,
 )
+
+
+class Pieces(NamedTuple):
+    """The straight lines that numbers lie on, int64 [n] each: [x0, x0 + w) to [y0, y0 + v).
+
+    Products of w and v are below 2**62, and both are in 1..2**31.
+    """
+
+    x0: Tensor
+    w: Tensor
+    y0: Tensor
+    v: Tensor
+
+    def turned(self) -> Pieces:
+        """Return those of the inverse."""
+        return Pieces(self.y0, self.v, self.x0, self.w)
 
 
 @triton.jit
@@ -57,7 +79,7 @@ def push_uniform_kernel(head, tail, size, values, ranges, bounds, capacity, LANE
     begin = tl.load(bounds + i_m)
     end = tl.load(bounds + i_m + 1)
     row = begin + (end - begin + LANES - 1) // LANES * LANES
-    while row > begin:
+    while (row > begin) & (live >= 0):
         row -= LANES
         known = row + lane < end
         value = tl.load(values + row + lane, known, other=0)
@@ -85,7 +107,7 @@ def push_uniform(messages: Messages, values: Tensor, ranges: Tensor, bounds: Ten
     """Push numbers that are uniform in [0, range), in place; each message's first is met first.
 
     Args:
-        messages: Grow; each tail has room for a word a number.
+        messages: Grow; each tail has room for a word a number. One whose size is -1 stays.
         values: int64 [n], values[i] in [0, ranges[i]).
         ranges: int64 [n], 1..2**32.
         bounds: int64 [messages + 1]: whose the numbers are, from 0 to n.
@@ -171,3 +193,85 @@ def pop_uniform(messages: Messages, ranges: Tensor, bounds: Tensor) -> tuple[Ten
             LANES=lanes, num_warps=warps(lanes),
         )  # fmt: skip
     return values, left
+
+
+@triton.jit
+def move_kernel(
+    head, tail, size, lowest, x, x0, w, y0, v, bounds, y, capacity,
+    DOWN: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """One program moves the numbers of one message, row after row; see `move`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    least = tl.load(lowest + i_m)
+    words = tail + i_m.to(tl.int64) * capacity
+    begin = tl.load(bounds + i_m)
+    end = tl.load(bounds + i_m + 1)
+    rows = (end - begin + LANES - 1) // LANES
+    row = begin + (rows - 1) * LANES if DOWN else begin
+    while (rows > 0) & (live >= 0):
+        at = row + lane
+        known = at < end
+        width = tl.load(w + at, known, other=1)
+        span = tl.load(v + at, known, other=1)
+        place = tl.load(x + at, known, other=0) - tl.load(x0 + at, known, other=0)
+        # What keeps its length, and what is beyond the end, codes a number in a range of 1.
+        moving = width != span
+        span = tl.where(moving, span, 1)
+        width = tl.where(moving, width, 1)
+        h, number, low = pop_step(h, span)
+        h, live = refill(h, words, live, low)
+        least = tl.minimum(least, live)
+        t = span * place + number
+        quotient = t // width
+        after, spilled = push_step(h, t - quotient * width, width)
+        count = spilled.to(tl.int32)
+        to = live + tl.cumsum(count, 0) - count
+        tl.store(words + to, (h & _LOW).to(tl.int32), spilled & (to >= 0) & (to < capacity))
+        tl.store(y + at, tl.load(y0 + at, known, other=0) + quotient, known)
+        live = tl.where(live < 0, -1, live + tl.sum(count, 0))
+        h = after
+        row += -LANES if DOWN else LANES
+        rows -= 1
+    tl.store(head + i_m * LANES + lane, h)
+    tl.store(size + i_m, live)
+    tl.store(lowest + i_m, least)
+
+
+def move(
+    messages: Messages, lowest: Tensor, x: Tensor, pieces: Pieces, bounds: Tensor, down: bool
+) -> Tensor:
+    """Move numbers along the lines they lie on, in place of the messages' bits.
+
+    Args:
+        messages: Give the choices and take back what tells them; each tail has room for a word a
+            number. Sizes become -1 where words do not suffice, and such messages are noise.
+        lowest: int32 [messages], lowered to the least size on the way.
+        x: int64 [n].
+        pieces: That hold them.
+        bounds: int64 [messages + 1]: whose the numbers are, from 0 to n.
+        down: Begin with the last row; the inverse, of turned pieces, begins with the first.
+
+    Returns:
+        int64 [n].
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    count, lanes, capacity = check_messages(messages)
+    device = messages.head.device
+    check("lowest", lowest, torch.int32, [count], device)
+    check("x", x, torch.int64, [None], device)
+    for name, tensor in zip(pieces._fields, pieces, strict=True):
+        check(name, tensor, torch.int64, list(x.shape), device)
+    check("bounds", bounds, torch.int64, [count + 1], device)
+    y = torch.zeros_like(x)
+    if count:
+        move_kernel[(count,)](
+            *messages, lowest, x, *pieces, bounds, y, capacity,
+            DOWN=down, LANES=lanes, num_warps=warps(lanes),
+        )  # fmt: skip
+    return y

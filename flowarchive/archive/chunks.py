@@ -30,7 +30,8 @@ from flowarchive.errors import ChecksumMismatch, FormatError, LimitExceeded
 from flowarchive.frames import Frame, Plane, VideoFormat
 from flowarchive.models import Model
 
-_OUT_OF_MEMORY = ("not enough memory", "can't allocate", "could not create a")
+# As torch says it of the CPU; of a GPU torch and Triton's drivers say "out of memory".
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate", "could not create a", "out of memory")
 SAMPLES_PER_LANE = 1 << 17  # a lane costs about six bytes
 MAX_LANES = 64
 CHUNK_BYTES = 2 << 20  # raw bytes of a chunk whose length nobody chose

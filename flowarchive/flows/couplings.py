@@ -112,6 +112,12 @@ class CouplingShape(NamedTuple):
                 found[f"{prefix}mix.{n}.scale"] = byte, (parts,)
         return found
 
+    @property
+    def is_affine(self) -> bool:
+        """Whether there are affine couplings alone, and places do not lean."""
+        kinds = all(layer.kind == "coupling" and not layer.components for layer in self.layers)
+        return kinds and not self.tilted
+
     def macs(self) -> int:
         """Multiplications of the networks for one square."""
         return sum(int(np.prod(shape)) for shape in self.weights().values())
@@ -153,9 +159,27 @@ class Couplings:
             return Coupling(shape_.moved, shape_.components, layers)
 
         self.shape = shape
+        self._tensors, self._prefix = tensors, prefix
         self._context = convolution("context")
         self.layers = tuple(layer(n, kind) for n, kind in enumerate(shape.layers))
         self._tilt = convolution("head.tilt") if shape.tilted else None
+
+    def affine_layers(self) -> tuple[Any, list[tuple[Any, ...]]]:
+        """Return what a device is sent of affine couplings.
+
+        Returns:
+            The context's weight, bias and shift; and of each coupling the parts that it moves, and
+            those of its three layers.
+        """
+
+        def layer(name: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+            return layer_of(self._tensors, self._prefix + name)
+
+        couplings = [
+            (kind.moved, *(layer(f"{name}.{n}") for name in ("begin", "block", "head")))
+            for n, kind in enumerate(self.shape.layers)
+        ]
+        return layer("context"), couplings
 
     def around(self, states: Bytes) -> Surroundings:
         """Return what a flow has to know of a phase with such states."""

@@ -119,7 +119,7 @@ class PhaseNet:
         self._heads = [layer(f"heads.{n}", shape.width) for n in range(PHASES)]
 
     def use(self, kernels: Kernels | None) -> None:
-        """Have a device advance from now on; None for the CPU."""
+        """Send the network to a device; None for the CPU."""
         if kernels is None:
             self.network = None
             return
@@ -139,13 +139,8 @@ class PhaseNet:
 
         Returns:
             The new state, a grid, and the head's integers, int16 [N, h + 2, w + 2, 3 * anchors or
-            more], inside a border that means nothing. A device keeps its state, and what is
-            returned for it means something to it alone.
+            more], inside a border that means nothing.
         """
-        if self.network is not None:
-            channels = self.shape.seen[phase]
-            kept, head = self.network.advance(phase, int8.signed(seen)[..., :channels], state)
-            return kept, np.pad(head, ((0, 0), (1, 1), (1, 1), (0, 0)))
         if state is None:
             state = self._begin.to_bytes((seen,))
             for block in self._blocks:
@@ -153,3 +148,11 @@ class PhaseNet:
         else:
             state = self._updates[phase - 1].to_bytes((state, seen), state)
         return state, self._heads[phase].to_shorts((state, seen))
+
+    def answer(self, phase: int, seen: Bytes, state: Any) -> tuple[Any, Int16]:
+        """Do what `advance` does, on the device where the network is; it keeps its own state."""
+        if self.network is None:
+            return self.advance(phase, seen, state)
+        channels = self.shape.seen[phase]
+        kept, head = self.network.advance(phase, int8.signed(seen)[..., :channels], state)
+        return kept, np.pad(head, ((0, 0), (1, 1), (1, 1), (0, 0)))

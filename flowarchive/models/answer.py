@@ -1,9 +1,17 @@
-"""What known answers are computed from: numbers that need nothing but integers."""
+"""What models are tried with before they are used: known answers, and a chunk that comes back."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
+
+from flowarchive import planes
+from flowarchive.ans import Message
+
+if TYPE_CHECKING:
+    from flowarchive.models import Model
 
 _MODULUS, _MULTIPLIER = 2147483647, 48271
 
@@ -20,3 +28,26 @@ def noise(count: int) -> NDArray[np.int64]:
     while numbers.size < count:
         numbers = np.concatenate([numbers, numbers * numbers[-1] % _MODULUS])
     return numbers[:count]
+
+
+def rehearse(model: Model) -> bytes | None:
+    """Push a small chunk and pop it again; return its bytes, None where other frames come out.
+
+    Noise that moves by a sample a frame, so that all kinds of steps are taken.
+    """
+    shapes, count, lanes = [(4, 5), (2, 3), (2, 3)], 3, 64
+    texture = (noise(8 * 8) % 64 - 32).astype(np.int32).reshape(8, 8)
+    frames = []
+    for t in range(count):
+        luma, u, v = (texture[t : t + h, t : t + w] + t for h, w in shapes)
+        frames.append(planes.Components(luma, np.stack([u, v])))
+    message = Message(lanes)
+    model.push_frames(message, frames, "YUV", planes.MIN_BITS)
+    data = message.to_bytes()
+    popped = model.pop_frames(message, count, shapes, "YUV", planes.MIN_BITS)
+    same = [
+        np.array_equal(one, other)
+        for ours, theirs in zip(frames, popped, strict=True)
+        for one, other in zip(ours.parts, theirs.parts, strict=True)
+    ]
+    return data if all(same) and message.is_drained else None

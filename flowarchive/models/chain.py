@@ -23,6 +23,7 @@ from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.bitsback import Uniform
 from flowarchive.codec import Intervals, Reader, Recorder, find_intervals
+from flowarchive.device import Kernels
 from flowarchive.entropy import LogisticMixture, Table
 from flowarchive.errors import MessageExhausted, ModelError
 from flowarchive.flows.couplings import (
@@ -34,10 +35,19 @@ from flowarchive.flows.couplings import (
     Steering,
     Surroundings,
 )
-from flowarchive.flows.maps import MAX_FINENESS, MIN_FINENESS, RANGE
+from flowarchive.flows.maps import (
+    MAX_FINENESS,
+    MAX_PRECISION,
+    MIN_FINENESS,
+    MIN_PRECISION,
+    RANGE,
+    Logit,
+    core_table,
+)
 from flowarchive.flows.phase import PhaseFlow
 from flowarchive.flows.phases import PHASES, Layout, Tensors
 from flowarchive.models.answer import noise
+from flowarchive.models.offload import Device
 from flowarchive.models.video import VideoModel, net_shapes
 
 Int32 = NDArray[np.int32]
@@ -68,12 +78,13 @@ class ChainModel(VideoModel):
         NotReproducible: A bound is broken.
     """
 
-    has_kernels = False  # its flows see the state of the networks, which a device keeps
+    packs_on_device = False  # which way a phase goes is tried out on the CPU
 
     def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
         shapes = coupling_shapes(config)
         super().__init__(config["video"], tensors)
         self._fineness: int = config["flow"]["fineness"]
+        self.has_kernels = all(shape.is_affine for shape in shapes.values())
         self.couplings = {
             name: tuple(Couplings(shape, tensors, _prefix(name, n)) for n in range(PHASES))
             for name, shape in shapes.items()
@@ -90,6 +101,19 @@ class ChainModel(VideoModel):
             for n in range(PHASES):
                 found |= shape.layout(_prefix(name, n))
         return VideoModel.layout(config["video"]) | found
+
+    def _on(self, kernels: Kernels) -> Device:
+        phases = {
+            name: [couplings.affine_layers() for couplings in group]
+            for name, group in self.couplings.items()
+        }
+        curves = {
+            precision: Logit(precision, self._fineness).tables[:2]
+            for precision in range(MIN_PRECISION, MAX_PRECISION + 1)
+        }
+        core = core_table(self._fineness)
+        flows = kernels.flows(FLOW_LEVELS, phases, self._fineness, core, curves)
+        return Device(kernels, self.nets, self._filters, flows)
 
     def recorder(self) -> Recorder:
         """Return an encoder's end of a walk."""

@@ -125,12 +125,17 @@ class Device:
         kernels: The device's.
         nets: The model's, which have been sent there.
         filters: Where its predictors begin, of luma and of chroma.
+        flows: Of its phases, which have been sent there; such chunks are unpacked alone.
     """
 
     def __init__(
-        self, kernels: Kernels, nets: Mapping[str, Sequence[PhaseNet]], filters: Sequence[Int32]
+        self,
+        kernels: Kernels,
+        nets: Mapping[str, Sequence[PhaseNet]],
+        filters: Sequence[Int32],
+        flows: Any = None,
     ) -> None:
-        self._kernels, self._filters = kernels, filters
+        self._kernels, self._filters, self._flows = kernels, filters, flows
         self._nets = {name: [net.network for net in group] for name, group in nets.items()}
         self._together = Together()
 
@@ -203,7 +208,7 @@ class Device:
         """Begin a walk through chunks of such frames."""
         parts = parts_of(frames[0], form)
         return self._kernels.session(
-            tables(), self._nets, self._filters, parts, chunks, len(frames), form.bits
+            tables(), self._nets, self._filters, parts, chunks, len(frames), form.bits, self._flows
         )
 
 
@@ -274,8 +279,7 @@ def _pop_chunks(
         sizes = np.array([message.size for message in messages], dtype=np.int32)
         session.set_messages(heads, sizes, fields)
         _code(session, coming)
-    head, size, found = session.planes()
-    _commit(messages, head, size)
+    found = session.planes()
     has_chroma = unknown[0].chroma is not None
     return [
         [
@@ -286,11 +290,19 @@ def _pop_chunks(
     ]
 
 
-def _commit(messages: Sequence[Message], heads: NDArray[np.uint64], sizes: Int32) -> None:
-    """Take over what the device has popped."""
+def _commit(
+    messages: Sequence[Message],
+    heads: NDArray[np.uint64],
+    sizes: Int32,
+    words: Sequence[tuple[int, NDArray[np.uint32]]],
+) -> None:
+    """Take over what the device has popped, and what its flows have pushed."""
     if int(sizes.min()) < 0:
         raise MessageExhausted("a chunk needs more bits than its message holds")
-    for message, head, size in zip(messages, heads, sizes, strict=True):
+    for message, head, size, (begin, fresh) in zip(messages, heads, sizes, words, strict=True):
+        message.size = min(message.size, begin)
+        message.reserve(len(fresh))
+        message.tail[begin : begin + len(fresh)] = fresh
         message.commit(head.copy(), int(size))
 
 

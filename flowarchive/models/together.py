@@ -3,6 +3,9 @@
 Workers pack and unpack chunks side by side, each in its thread. A device does as many at a launch
 as there are: whoever finds it free takes all that wait and are alike, and the others find their
 results. What comes out does not depend on who met whom.
+
+Who waits sleeps on a lock. An exception that one item raises is that item's alone; an interruption
+is that of the thread it hits, and what it had taken along is left to the others.
 """
 
 from __future__ import annotations
@@ -46,15 +49,30 @@ class Together:
 
         Returns:
             The item's result.
+
+        Raises:
+            Exception: Whatever `work` raises for the item alone.
         """
         mine = _Waiting(key, item, Future())
         with self._guard:
             self._waiting.append(mine)
-        while not mine.done.done():
-            with self._free:
-                if not mine.done.done():
-                    _do(self._take(key), work)
+        try:
+            while not mine.done.done():
+                with self._free:
+                    if not mine.done.done():
+                        self._go(mine, work)
+        finally:  # whoever was interrupted while it waited asks for nothing any more
+            self._put_back([], mine)
         return mine.done.result()
+
+    def _go(self, mine: _Waiting, work: Callable[[list[Any]], Sequence[Any]]) -> None:
+        taken: list[_Waiting] = []
+        try:
+            taken += self._take(mine.key)
+            _do(taken, work)
+        except BaseException:
+            self._put_back([one for one in taken if not one.done.done()], mine)
+            raise
 
     def _take(self, key: Hashable) -> list[_Waiting]:
         taken: list[_Waiting] = []
@@ -66,17 +84,22 @@ class Together:
             self._waiting = others
         return taken
 
+    def _put_back(self, taken: Sequence[_Waiting], mine: _Waiting) -> None:
+        """Let others have what was taken, but for one's own."""
+        with self._guard:
+            self._waiting = [one for one in (*taken, *self._waiting) if one is not mine]
+
 
 def _do(taken: list[_Waiting], work: Callable[[list[Any]], Sequence[Any]]) -> None:
     """Set results, or failures: one that fails is none of the others' business."""
     try:
-        results = work([one.item for one in taken])
-    except BaseException as error:
+        done = list(zip(taken, work([one.item for one in taken]), strict=True))
+    except Exception as error:
         if len(taken) == 1:
             taken[0].done.set_exception(error)
             return
         for one in taken:
             _do([one], work)
         return
-    for one, result in zip(taken, results, strict=True):
+    for one, result in done:
         one.done.set_result(result)

@@ -142,6 +142,7 @@ class VideoModel:
 
     has_memory = True
     has_kernels = True
+    packs_on_device = True
 
     def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
         self._device: Device | None = None
@@ -175,7 +176,10 @@ class VideoModel:
         for nets in self.nets.values():
             for net in nets:
                 net.use(kernels)
-        self._device = None if kernels is None else Device(kernels, self.nets, self._filters)
+        self._device = None if kernels is None else self._on(kernels)
+
+    def _on(self, kernels: Kernels) -> Device:
+        return Device(kernels, self.nets, self._filters)
 
     def recorder(self) -> Recorder:
         """Return an encoder's end of a walk."""
@@ -194,7 +198,7 @@ class VideoModel:
         threads: int = 1,
     ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
-        if self._device is not None:
+        if self._device is not None and self.packs_on_device:
             return self._device.push_frames(message, frames, letters, bits)
         recorder = self.recorder()
         with _threads(threads) as executor:
@@ -343,7 +347,7 @@ class VideoModel:
                 seen = int8.grid(1, side, side, channels)
                 values = numbers[at : at + channels * side * side].reshape(channels, side, side)
                 int8.inside(seen)[0, :, :, :channels] = values.transpose(1, 2, 0) + int8.ZERO
-                state, out = net.advance(phase, seen, state)
+                state, out = net.answer(phase, seen, state)
                 head = int8.inside(out)[0, :, :, : 3 * net.shape.anchors].transpose(2, 0, 1)
                 digest.update(head.astype("<i4").tobytes())
                 at += channels * side * side
