@@ -17,6 +17,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 # demo's clip where there is no such folder. `make bench NATURAL="a.mkv b.y4m" OTHERS=` measures others.
 BENCH ?= ../shared/data/bench
 NATURAL ?= $(wildcard $(BENCH)/*_420.* $(BENCH)/yuv420p8* $(BENCH)/carphone*)
+PRESETS := --preset video --preset chain
 OTHERS ?= $(filter-out $(NATURAL),$(wildcard $(BENCH)/*.* $(BENCH)/*/*.*))
 
 .DEFAULT_GOAL := help
@@ -57,9 +58,9 @@ golden: $(STAMP) ## Write the golden archives that are missing (never rewrites o
 	$(BIN)/python tests/make_golden.py
 
 bench: $(STAMP) ## Compare with classical codecs (slow); write docs/benchmarks*.md
-	$(BIN)/python -m flowarchive bench $(or $(strip $(NATURAL)),examples/clip.mkv) --force \
+	$(BIN)/python -m flowarchive bench $(or $(strip $(NATURAL)),examples/clip.mkv) $(PRESETS) --force \
 		--markdown docs/benchmarks.md --plot docs/benchmarks.png
-	$(if $(strip $(OTHERS)),$(BIN)/python -m flowarchive bench $(OTHERS) --force \
+	$(if $(strip $(OTHERS)),$(BIN)/python -m flowarchive bench $(OTHERS) $(PRESETS) --force \
 		--markdown docs/benchmarks-others.md --plot docs/benchmarks-others.png)
 
 kernels: $(STAMP) ## Compile every kernel for three GPUs, none of them needed (minutes)

@@ -428,6 +428,13 @@ CASES = {
         shipped="chain",
         options={"embed_model": "never"},
     ),
+    "shipped-chain-2": Case(
+        VideoFormat(48, 32, "yuv420p"),
+        make=soft_ramps,
+        kind="chain",
+        shipped="chain",
+        options={"embed_model": "never"},
+    ),
     "no-frames": Case(VideoFormat(5, 4, "gray"), model=SMALLEST, codings=(), frames={"count": 0}),
 }
 VIDEO_CASES = {
