@@ -32,7 +32,7 @@ class Session(Protocol):
         """Send planes, to be packed."""
 
     def plan(self) -> tuple[Any, Any]:
-        """Search all motion; return fields, and what tells cuts."""
+        """Search all motion; return fields, and which frames are cuts."""
 
     def keep(self, chunk: int, frame: int, start: Any, freq: Any, precision: int) -> None:
         """Keep intervals that the CPU has found."""

@@ -70,7 +70,7 @@ def test_a_picture(monkeypatch):
     luma, _ = frames(5, 17, 10)
     signs = np.multiply.outer((-1) ** np.arange(5), np.sign(FILTERS[8]))
     luma[:, :8] = np.where(signs > 0, 511, -512)  # what the filter for halves makes most of
-    ours = picture.picture(torch.from_numpy(luma), QUARTERS, 2)
+    ours = picture.picture(torch.from_numpy(luma), QUARTERS, 10)
     assert_same_picture(ours, motion.Picture(luma, 10))
     assert np.abs(motion.Picture(luma, 10).phases).max() == DETAIL_LIMIT
     assert len(runs.grids) == 1
@@ -118,4 +118,4 @@ def test_launchers_refuse():
     with pytest.raises(TypeError, match="planes is"):
         kernels.compensate(plane.char(), *given, (16, 16), 0, 1)
     with pytest.raises(ValueError, match="no picture"):
-        picture.picture(plane[0], QUARTERS, 9)
+        picture.picture(plane[0], QUARTERS, 17)

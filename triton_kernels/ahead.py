@@ -351,7 +351,7 @@ def _lattice() -> None:
 
 def _search() -> None:
     filters, hints = empty(torch.int32, 4, 8), empty(torch.int16, 135, 240, 2)
-    one, two = (picture.picture(empty(torch.int32, 1080, 1920), filters, 0) for _ in range(2))
+    one, two = (picture.picture(empty(torch.int32, 1080, 1920), filters, 8) for _ in range(2))
     prices = search.Prices(
         empty(torch.float32, 2, search.RATES),
         empty(torch.float32, search.CONTEXTS, 2),

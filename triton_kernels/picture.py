@@ -20,6 +20,9 @@ UNIT = 16
 MIDDLE, COARSE = 2, 4
 REACH, SPAN, STARTS = 10, 7, 3
 TILE = 256
+SEARCH_BITS = 8
+"""Depth that the search looks at."""
+
 LIMIT = 2047
 """The largest magnitude of detail."""
 
@@ -81,22 +84,23 @@ def interpolate_kernel(
     tl.store(phases + phase.to(tl.int64) * tall * wide + at, value.to(tl.int16), known)
 
 
-def picture(luma: Tensor, filters: Tensor, drop: int) -> Picture:
+def picture(luma: Tensor, filters: Tensor, bits: int) -> Picture:
     """Make a plane ready for the search.
 
     Args:
-        luma: int32 [H, W], centered; at most 2**7 in magnitude once `drop` bits are gone.
+        luma: int32 [H, W], centered.
         filters: int32 [4, 8], a filter for each quarter of a sample.
-        drop: Low bits that the search does not look at, 0..8.
+        bits: Depth of the samples, 8..16.
 
     Raises:
         TypeError: A tensor has another type.
-        ValueError: A shape, a device or a layout is another, or `drop` is out of range.
+        ValueError: A shape, a device or a layout is another, or the depth is out of range.
     """
     height, width = check("luma", luma, torch.int32, [None, None]).shape
     check("filters", filters, torch.int32, [4, 8], luma.device)
-    if not (height and width and 0 <= drop <= 8):
-        raise ValueError(f"{height} x {width} samples, {drop} bits dropped: no picture")
+    if not (height and width and SEARCH_BITS <= bits <= 16):
+        raise ValueError(f"{height} x {width} samples of {bits} bits are no picture")
+    drop = bits - SEARCH_BITS
     tall, wide = (-(-size // UNIT) * UNIT + 2 * MARGIN for size in (height, width))
     detail = torch.empty_like(luma)
     detail_kernel[(triton.cdiv(height * width, TILE),)](

@@ -48,8 +48,6 @@ SCALE_ONE = 40
 BATCH_SAMPLES = 1 << 20
 """Luma samples of intra frames that go together, at most, where it is more than one."""
 
-SEARCH_BITS = 9
-
 
 class Part(NamedTuple):
     """Planes that are coded together.
@@ -169,26 +167,23 @@ class Session:
         self._place_planes(self._link.send(samples)[0])
         self._end = Pusher(self._frozen.probabilities)
 
-    def plan(self) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-        """Search all motion, and find out what the past says of each frame.
+    def plan(self) -> tuple[NDArray[np.int16], NDArray[np.int8]]:
+        """Search all motion, and find the cuts.
 
         Returns:
             Fields, int16 [chunks, frames, 2, rows, columns, 2], against the last frame and the
-            one before, and of each frame what `lattice.cut_sums` says, int64 [chunks, frames, 3].
-            The first frame of a chunk has none of it; the second, and
-            one that follows a cut, has no second field.
+            one before, and which frames are cuts, int8 [chunks, frames]. The first frame of a
+            chunk is one, and has no field; the second, and one that follows a cut, has no second.
         """
-        sums = torch.zeros((self._chunks, self._frames, 3), dtype=torch.int64, device=self._device)
+        shape = self._chunks, self._frames
+        cuts = torch.ones(shape, dtype=torch.int8, device=self._device)
         pictures: list[list[picture.Picture]] = []
         for t in range(self._frames):
             pictures.append([self._picture(chunk, t) for chunk in range(self._chunks)])
             if t == 0:
                 continue
             # A cut, and the first frame, leave no hint.
-            apart, own, both = sums[:, t - 1].unbind(1)
-            is_cut = (4 * apart > 5 * own) & ((16 * both > 15 * own) | (apart > 2 * own))
-            calm = ~is_cut[:, None, None, None] if t > 1 else 0
-            hints = self._fields[:, t - 1, 0] * calm
+            hints = self._fields[:, t - 1, 0] * (1 - cuts[:, t - 1, None, None, None])
             self._search(pictures, t, 0, hints.to(torch.int16))
             if t > 1:
                 first = self._fields[:, t, 0].to(torch.int32)
@@ -196,10 +191,11 @@ class Session:
                 self._search(pictures, t, 1, hints.to(torch.int16))
             jobs = self._jobs(range(self._chunks), [t] * self._chunks)
             moved = self._compensate(0, jobs, back=1, reference=0)
-            sums[:, t] = lattice.cut_sums(self._planes[0], self._places(0, jobs), moved)
+            sums = lattice.cut_sums(self._planes[0], self._places(0, jobs), moved)
+            cuts[:, t] = is_cut(sums)
             if t > 1:
                 pictures[t - 2].clear()
-        fields, found = self._link.fetch(self._fields, sums)
+        fields, found = self._link.fetch(self._fields, cuts)
         return fields, found
 
     def keep(
@@ -516,9 +512,7 @@ class Session:
 
     def _picture(self, chunk: int, t: int) -> picture.Picture:
         luma = self._planes[0][chunk, t, 0].to(torch.int32)
-        return picture.picture(
-            luma, self._frozen.moves[::4].contiguous(), max(self._bits - SEARCH_BITS, 0)
-        )
+        return picture.picture(luma, self._frozen.moves[::4].contiguous(), self._bits)
 
     def _search(
         self, pictures: list[list[picture.Picture]], t: int, reference: int, hints: Tensor
@@ -529,3 +523,9 @@ class Session:
                 pictures[t][chunk], pictures[t - 1 - reference][chunk],
                 hints[chunk].contiguous(), self._frozen.prices, beside,
             )  # fmt: skip
+
+
+def is_cut(sums: Tensor) -> Tensor:
+    """Say by what `lattice.cut_sums` gives which frames are cuts; see `models.plan`."""
+    past, own, both = sums.unbind(1)
+    return (4 * past > 5 * own) & ((16 * both > 15 * own) | (past > 2 * own))

@@ -125,7 +125,7 @@ class Device:
         kernels: The device's.
         nets: The model's, which have been sent there.
         filters: Where its predictors begin, of luma and of chroma.
-        flows: Of its phases, which have been sent there; such chunks are unpacked alone.
+        flows: Of its phases, which have been sent there; such chunks are only unpacked.
     """
 
     def __init__(
@@ -225,12 +225,10 @@ def _push_chunks(
     session.give(np.concatenate(flat))
     shifts = [choose_shift(frames, form.bits) for frames in chunks]
     fits = chunks[0][0].fits_luma
-    cuts = np.ones((len(chunks), count), dtype=bool)
+    cuts = np.ones((len(chunks), count), dtype=np.int8)
     fields = np.zeros((len(chunks), count, 2, *motion.zero_field(luma).shape), dtype=np.int16)
     if fits and count > 1:
-        fields, sums = session.plan()
-        past, own, both = np.moveaxis(sums, -1, 0)
-        cuts = (4 * past > 5 * own) & ((16 * both > 15 * own) | (past > 2 * own))
+        fields, cuts = session.plan()
     near = [find_near(frames) for frames in chunks]
     walks = [
         steps(_Known(session, n, shift, near[n], fields[n], cuts[n]), form.bits, count, luma, fits)
