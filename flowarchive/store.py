@@ -31,6 +31,7 @@ from flowarchive.models import Model, model_class
 from flowarchive.models.answer import rehearse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from importlib.resources.abc import Traversable
 
 MAX_MODEL_BYTES = 64 << 20
@@ -140,7 +141,7 @@ def find_model(
         return _checked(embedded, fingerprint, name, "the model inside the archive")
     if file is not None:
         return _checked(_read(file), fingerprint, name, file)
-    for packaged, data in [*_packaged().items(), *_earlier().items()]:
+    for packaged, data in _released():
         if hashlib.sha256(data).digest() == fingerprint:
             return parse_model(data, packaged)
     raise ModelNotFound(f"the archive needs the model {name!r}, SHA-256 {fingerprint.hex()}")
@@ -206,8 +207,7 @@ def _try_on(model: StoredModel, kernels: Kernels) -> ModelError | DeviceError | 
 
 def is_packaged(fingerprint: bytes) -> bool:
     """Whether every installation of this release has the model."""
-    models = [*_packaged().values(), *_earlier().values()]
-    return any(hashlib.sha256(data).digest() == fingerprint for data in models)
+    return any(hashlib.sha256(data).digest() == fingerprint for _, data in _released())
 
 
 def _checked(data: bytes, fingerprint: bytes, name: str, where: str) -> StoredModel:
@@ -263,9 +263,10 @@ def _packaged() -> dict[str, bytes]:
     return _files(resources.files("flowarchive") / "weights")
 
 
-def _earlier() -> dict[str, bytes]:
-    """Models that earlier releases packed with; nobody has to name them."""
-    return _files(resources.files("flowarchive") / "weights" / "earlier")
+def _released() -> Iterator[tuple[str, bytes]]:
+    """Every model that an archive may name: the package's, then those of earlier releases."""
+    yield from _packaged().items()
+    yield from _files(resources.files("flowarchive") / "weights" / "earlier").items()
 
 
 def _files(folder: Traversable) -> dict[str, bytes]:

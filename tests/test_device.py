@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from threading import Event, Lock
@@ -99,6 +100,19 @@ def kernels(alone, monkeypatch) -> Any:
     return alone
 
 
+def pack_on(
+    model: Any, places: Iterable[Any], given: list[planes.Components], letters: str, bits: int
+) -> list[bytes]:
+    """What frames are packed to on each of some devices, None for the CPU."""
+    packed = []
+    for place in places:
+        model.use(place)
+        message = Message(LANES)
+        model.push_frames(message, given, letters, bits)
+        packed.append(message.to_bytes())
+    return packed
+
+
 def kinds_of(given: list[planes.Components]) -> list[int]:
     """The kinds of a chunk's frames, as the encoder plans them."""
     planned = plan.Plan(given, 8)
@@ -177,12 +191,7 @@ def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):
     model = make_video_model(seed=3)
     given = [planes.Components(frame.luma) for frame in frames(3, 0, seed=8)]
     assert kinds_of(given) == [form.INTRA, form.INTER, form.INTER]
-    packed = []
-    for chosen in (None, alone):
-        model.use(chosen)
-        message = Message(LANES)
-        model.push_frames(message, given, "Y", 8)
-        packed.append(message.to_bytes())
+    packed = pack_on(model, (None, alone), given, "Y", 8)
     assert packed[0] == packed[1]
     # Three fields; of what two frames leave, the last one predicts with the first's.
     assert len(searches.grids) == 3
@@ -222,12 +231,8 @@ def test_flows_cross_over(kernels, monkeypatch):
     assert {*moves.grids, *symbols.grids} >= {(1,), (2,)}
     # Packing goes on on the CPU: to the same bytes.
     launches = len(moves.grids)
-    for chosen in (kernels, None):
-        model.use(chosen)
-        message = Message(LANES)
-        model.push_frames(message, given[0], "Y", 8)
-        messages.append(message)
-    assert messages[-1].to_bytes() == messages[-2].to_bytes()
+    packed = pack_on(model, (kernels, None), given[0], "Y", 8)
+    assert packed[0] == packed[1]
     assert len(moves.grids) == launches
 
 
@@ -238,12 +243,7 @@ def test_one_frame_crosses_over(kernels):
     shapes = [(1, 3), (1, 2), (1, 2), (1, 3)]
     luma, u, v, alpha = (random.integers(-2000, 2000, s).astype(np.int32) for s in shapes)
     given = [planes.Components(luma, np.stack([u, v]), (alpha,))]
-    packed = []
-    for chosen in (None, kernels):
-        model.use(chosen)
-        message = Message(LANES)
-        model.push_frames(message, given, "YUVA", 12)
-        packed.append(message.to_bytes())
+    packed = pack_on(model, (None, kernels), given, "YUVA", 12)
     assert packed[0] == packed[1]
     message = Message.from_bytes(packed[0], LANES)
     assert_same(list(model.pop_frames(message, 1, shapes, "YUVA", 12)), given)

@@ -406,34 +406,26 @@ CASES = {
         shipped="idf",
         options={"embed_model": "never"},
     ),
-    # Written by an earlier release, with its model of that name.
-    "shipped-video": Case(
-        VideoFormat(24, 16, "yuv420p"),
-        make=soft_ramps,
-        kind="video",
-        shipped="video",
-        options={"embed_model": "never"},
+    # The first of each was written by an earlier release, with its model of that name.
+    **dict.fromkeys(
+        ("shipped-video", "shipped-video-2"),
+        Case(
+            VideoFormat(24, 16, "yuv420p"),
+            make=soft_ramps,
+            kind="video",
+            shipped="video",
+            options={"embed_model": "never"},
+        ),
     ),
-    "shipped-video-2": Case(
-        VideoFormat(24, 16, "yuv420p"),
-        make=soft_ramps,
-        kind="video",
-        shipped="video",
-        options={"embed_model": "never"},
-    ),
-    "shipped-chain": Case(
-        VideoFormat(48, 32, "yuv420p"),
-        make=soft_ramps,
-        kind="chain",
-        shipped="chain",
-        options={"embed_model": "never"},
-    ),
-    "shipped-chain-2": Case(
-        VideoFormat(48, 32, "yuv420p"),
-        make=soft_ramps,
-        kind="chain",
-        shipped="chain",
-        options={"embed_model": "never"},
+    **dict.fromkeys(
+        ("shipped-chain", "shipped-chain-2"),
+        Case(
+            VideoFormat(48, 32, "yuv420p"),
+            make=soft_ramps,
+            kind="chain",
+            shipped="chain",
+            options={"embed_model": "never"},
+        ),
     ),
     "no-frames": Case(VideoFormat(5, 4, "gray"), model=SMALLEST, codings=(), frames={"count": 0}),
 }

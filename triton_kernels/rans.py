@@ -49,6 +49,10 @@ class Messages(NamedTuple):
     tail: Tensor
     size: Tensor
 
+    def forked(self) -> Messages:
+        """Return messages with heads and sizes of their own; the tail is shared."""
+        return Messages(self.head.clone(), self.tail, self.size.clone())
+
 
 @triton.jit
 def spill(head, tail, size, capacity, full):
@@ -168,7 +172,7 @@ def pop(messages: Messages, start: Tensor, freq: Tensor, precision: int) -> Mess
     check("freq", freq, torch.int32, [count, width], messages.head.device)
     if not (width <= lanes and 1 <= precision <= MAX_PRECISION):
         raise ValueError(f"{width} symbols of precision {precision} do not sit in {lanes} lanes")
-    left = Messages(messages.head.clone(), messages.tail, messages.size.clone())
+    left = messages.forked()
     if count and width:
         pop_kernel[(count,)](
             *messages, start, freq, left.head, left.size, width, capacity, precision,
@@ -241,7 +245,7 @@ def pop_symbols(
         raise ValueError(f"mean is on {mean.device}, not on {device}")
     check("bounds", bounds, torch.int64, [count + 1], device)
     symbols = torch.empty(mean.shape[0], dtype=torch.int32, device=device)
-    left = Messages(messages.head.clone(), messages.tail, messages.size.clone())
+    left = messages.forked()
     span = (support.high - support.low).bit_length()
     ways = ways_bits(lanes)
     if count:
@@ -311,7 +315,7 @@ def pop_table(
     if entries < 1 or not 1 <= precision <= MAX_PRECISION:
         raise ValueError(f"{entries} symbols of precision {precision} are no table")
     symbols = torch.zeros(count, dtype=torch.int64, device=device)
-    left = Messages(messages.head.clone(), messages.tail, messages.size.clone())
+    left = messages.forked()
     if number:
         pop_table_kernel[(number,)](
             *messages, knots, bounds, symbols, left.head, left.size, capacity, entries, precision,

@@ -165,12 +165,18 @@ def vector_bits(dy, dx, near, bits, magnitudes):
 
 
 @triton.jit
-def block_bits(current, phases, rates, y, x, dy, dx, tall, wide):
-    """What is left of a block of 8 x 8 at (y, x) of the continued picture under each vector."""
+def reached(phases, y, x, dy, dx, tall, wide):
+    """In which of the phases, and where, the blocks lie that vectors lead to."""
     # Outside the margins all samples of a row or a column are those of the edge.
     v = tl.minimum(tl.maximum(y + (dy >> 2), 0), tall - 8)
     u = tl.minimum(tl.maximum(x + (dx >> 2), 0), wide - 8)
-    plane = phases + (4 * (dy & 3) + (dx & 3)).to(tl.int64) * tall * wide
+    return phases + (4 * (dy & 3) + (dx & 3)).to(tl.int64) * tall * wide, v, u
+
+
+@triton.jit
+def block_bits(current, phases, rates, y, x, dy, dx, tall, wide):
+    """What is left of a block of 8 x 8 at (y, x) of the continued picture under each vector."""
+    plane, v, u = reached(phases, y, x, dy, dx, tall, wide)
     column = tl.arange(0, 8)[None, :]
     total = tl.zeros_like(dy)
     for row in range(8):
@@ -378,10 +384,8 @@ def wanted_kernel(
     i, j = tl.program_id(0), tl.program_id(1)
     dy, dx = vector(field, i, j, columns)
     y, x = MARGIN + 8 * i, MARGIN + 8 * j
-    v = tl.minimum(tl.maximum(y + (dy >> 2), 0), tall - 8)
-    u = tl.minimum(tl.maximum(x + (dx >> 2), 0), wide - 8)
+    plane, v, u = reached(phases, y, x, dy, dx, tall, wide)
     inner = tl.arange(0, 8)[:, None] * wide + tl.arange(0, 8)[None, :]
-    plane = phases + (4 * (dy & 3) + (dx & 3)).to(tl.int64) * tall * wide
     first = tl.load(plane + v * wide + u + inner).to(tl.int32)
     value = 2 * tl.load(current + y * wide + x + inner).to(tl.int32) - first
     value = tl.minimum(tl.maximum(value, -LIMIT), LIMIT)

@@ -186,7 +186,7 @@ def pop_uniform(messages: Messages, ranges: Tensor, bounds: Tensor) -> tuple[Ten
     check("ranges", ranges, torch.int64, [None], device)
     check("bounds", bounds, torch.int64, [count + 1], device)
     values = torch.empty_like(ranges)
-    left = Messages(messages.head.clone(), messages.tail, messages.size.clone())
+    left = messages.forked()
     if count:
         pop_uniform_kernel[(count,)](
             *messages, ranges, bounds, values, left.head, left.size, capacity,

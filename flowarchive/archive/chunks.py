@@ -130,10 +130,10 @@ def _push_frames(
     """Return the smaller message of those that are worth trying, and its account."""
     samples = sum(plane.size for group in frames for plane in group)
     colors, share = letters.startswith("RGB"), 0.0
-    if samples >= PIXELWISE_SAMPLES:
+    if colors and len(frames) == 1 and samples >= PIXELWISE_SAMPLES:
+        share = 1.0  # a photograph, at which the models are not good
+    elif samples >= PIXELWISE_SAMPLES:
         share = pixelwise.repetition(frames, letters)
-        if colors and len(frames) == 1:
-            share = 1.0  # a photograph, at which the models are not good
     pixels: tuple[Coding, Message, Account] | None = None
     if share > PIXELWISE_HOPE:
         pixels = _push_pixels(frames, letters, bits)

@@ -105,11 +105,8 @@ def search(
     bits, lengths = _new_lengths() if model is None else _lengths(model)
     wanted, rates = current.phases[0], _ALONE
     if beside is not None:
-        other, known = beside
-        wanted, rates = (
-            _wanted(wanted, other.phases, check_field("beside", known, other.shape)),
-            _BOTH,
-        )
+        first = check_field("beside", beside[1], current.shape)
+        wanted, rates = _wanted(wanted, beside[0].phases, first), _BOTH
     _search(wanted, reference.phases, expected, starts, rates, bits, lengths, field)
     return field
 
@@ -237,6 +234,15 @@ def _note(starts: Int16, i: int, j: int, n: int, dy: int, dx: int) -> None:
 
 
 @compiled
+def _reached(y: int, x: int, dy: int, dx: int, height: int, width: int) -> tuple[int, int, int]:
+    """Return in which of the phases, and where, the block lies that a vector leads to."""
+    # Outside the margins all samples of a row or a column are those of the edge.
+    v = min(max(y + (dy >> 2), 0), height - 8)
+    u = min(max(x + (dx >> 2), 0), width - 8)
+    return 4 * (dy & 3) + (dx & 3), v, u
+
+
+@compiled
 def _wanted(current: Int16, phases: Int16, field: Field) -> Int16:
     """Return what a second reference has to be for the mean with the first one to be right."""
     height, width = current.shape
@@ -245,12 +251,10 @@ def _wanted(current: Int16, phases: Int16, field: Field) -> Int16:
         for j in range(field.shape[1]):
             y, x = MARGIN + 8 * i, MARGIN + 8 * j
             dy, dx = int(field[i, j, 0]), int(field[i, j, 1])
-            plane = phases[4 * (dy & 3) + (dx & 3)]
-            v = min(max(y + (dy >> 2), 0), height - 8)
-            u = min(max(x + (dx >> 2), 0), width - 8)
+            plane, v, u = _reached(y, x, dy, dx, height, width)
             for r in range(8):
                 for c in range(8):
-                    value = 2 * int(current[y + r, x + c]) - plane[v + r, u + c]
+                    value = 2 * int(current[y + r, x + c]) - phases[plane, v + r, u + c]
                     out[y + r, x + c] = min(max(value, -DETAIL_LIMIT), DETAIL_LIMIT)
     return out
 
@@ -261,11 +265,9 @@ def _block_bits(
 ) -> float:
     """Return the bits of the 8 x 8 block at (y, x) of the continued picture."""
     height, width = current.shape
-    # Outside the margins all samples of a row or a column are those of the edge.
-    v = min(max(y + (dy >> 2), 0), height - 8)
-    u = min(max(x + (dx >> 2), 0), width - 8)
-    plane = phases[4 * (dy & 3) + (dx & 3)]
-    return float(rates[min(block_difference(current, plane, y, x, v, u) >> 2, rates.size - 1)])
+    plane, v, u = _reached(y, x, dy, dx, height, width)
+    total = block_difference(current, phases[plane], y, x, v, u)
+    return float(rates[min(total >> 2, rates.size - 1)])
 
 
 @compiled

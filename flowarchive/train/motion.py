@@ -34,7 +34,7 @@ from flowarchive.train.data import Clip, ClipConfig, load_clip, turned
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
 
-VERSION = 3
+VERSION = 4
 """Of the cache; to be counted up by whoever changes search, compensation or prediction."""
 
 FIT_FRAMES = 6
