@@ -46,7 +46,7 @@ PIXELWISE_HOPE, PIXELWISE_SURE = 0.6, 0.9
 # Sensors whose colors are interpolated leave rules that hold to the bit. Above this share the first
 # frame of an RGB clip is tried; all of them, if it takes so much less, since pixels are slow.
 PIXELWISE_CHANCE, PIXELWISE_WORTH = 0.25, 0.95
-BYTES_PER_DIGEST_BYTE = 1 << 12  # so that frames' digests never add more than 0.025 %
+BYTES_PER_DIGEST_BYTE = 1 << 14  # so that frames' digests never add more than 0.006 %
 
 
 def frames_per_chunk(
