@@ -134,7 +134,8 @@ def dequantize(
         tilt: [...] within +-8; none for zero.
 
     Returns:
-        y_0, float32, and the logarithm of the tilted density over the uniform one, in nats.
+        y_0, float32; and the mean, over all places, of the logarithm of the tilted density over the
+        uniform one, in nats: that of a drawn place has no gradient, as a density in steps is flat.
     """
     if tilt is None:
         y = move_logit((start + freq * noise) / (1 << precision), precision)
@@ -148,4 +149,4 @@ def dequantize(
     left = ends.gather(-1, part)[..., 0] - mass
     place = (part[..., 0] + (noise - left) / mass).clamp(0, TILT_PARTS) / TILT_PARTS
     y = move_logit((start + freq * place) / (1 << precision), precision)
-    return y.float(), torch.log(mass * TILT_PARTS).float()
+    return y.float(), (masses * torch.log(masses * TILT_PARTS)).sum(-1).float()
