@@ -31,7 +31,7 @@ from flowarchive.flows.maps import (
     mixture_weights,
 )
 from flowarchive.flows.phase import PhaseFlow
-from flowarchive.flows.twins import dequantize, gain_bits, move_logit
+from flowarchive.flows.twins import dequantize, gain_bits, move_logit, move_mixture
 from flowarchive.train.couplings import FlowTwin
 from flowarchive.train.twins import frozen_tensors
 
@@ -459,6 +459,21 @@ def test_leaning_has_the_gradient_of_what_it_costs(tilt):
         (gradient,) = torch.autograd.grad(own, lean, retain_graph=True)
         assert abs(gradient.item()) > 1e-3
         assert gradient.item() == pytest.approx((above - below).item() / (2 * step), rel=0.02)
+
+
+def test_mixtures_have_the_gradient_of_what_they_stretch():
+    y = 6 * torch.rand(20000, generator=torch.Generator().manual_seed(0)) - 3
+    parameters = (torch.tensor(row) for row in ([3.0, -9.0], [-300.0, 500.0], [-4.0, -10.0]))
+    weight, mean, scale = (row.expand(len(y), 2) for row in parameters)
+
+    def ladj(shift):
+        return move_mixture(y + shift, weight, mean, scale)[1].double().mean()
+
+    shift, step = torch.zeros((), requires_grad=True), 1 / 16
+    ladj(shift).backward()
+    expected = (ladj(torch.tensor(step)) - ladj(torch.tensor(-step))).item() / (2 * step)
+    assert abs(expected) > 0.01
+    assert shift.grad.item() == pytest.approx(expected, rel=0.05)
 
 
 def test_lookup_finds_every_symbol():

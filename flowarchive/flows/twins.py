@@ -90,7 +90,13 @@ def move_mixture(y: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tupl
     ends = [left, left + 1 / MIXTURE_STEPS]
     low, high = (_mixture_image(end, shares, mean / 256, steep) for end in ends)
     slope = (high - low) * MIXTURE_STEPS
-    return low + (y - left) * slope, torch.log(slope)
+    ladj = torch.log(slope)
+    if y.requires_grad:  # steps are flat, but what they follow is not
+        half, known = 0.5 / MIXTURE_STEPS, (shares.detach(), mean.detach() / 256, steep.detach())
+        below, above = (_mixture_image(y + end, *known) for end in (-half, half))
+        smooth = torch.log(above - below)
+        ladj = ladj + (smooth - smooth.detach())
+    return low + (y - left) * slope, ladj
 
 
 def _mixture_image(knot: Tensor, shares: Tensor, mean: Tensor, steep: Tensor) -> Tensor:
