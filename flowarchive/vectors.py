@@ -71,6 +71,10 @@ class Value:
         """The nearest integer in low..high."""
         return self._chosen("<", low)._chosen(">", high)
 
+    def at_least(self, low: Value | int) -> Value:
+        """The greater integer."""
+        return self._chosen("<", low)
+
     def at_most(self, high: Value | int) -> Value:
         """The lesser integer."""
         return self._chosen(">", high)
@@ -90,10 +94,12 @@ class Value:
         return self._of(self._builder.select(holds, other.value, self.value))
 
     def to(self, kind: Any) -> Value:
-        """An integer of another width, or as a float."""
+        """An integer of another width, or as a float; a float without its fraction."""
         new, old = (k.element if isinstance(k, ir.VectorType) else k for k in (kind, self.kind))
         if isinstance(new, ir.DoubleType):
             return self._of(self._builder.sitofp(self.value, kind))
+        if isinstance(old, ir.DoubleType):
+            return self._of(self._builder.fptosi(self.value, kind))
         widen = new.width > old.width
         return self._of((self._builder.sext if widen else self._builder.trunc)(self.value, kind))
 
@@ -200,6 +206,20 @@ class Value:
         limit = self._other(bound).value
         passed = self._builder.icmp_signed(relation, self.value, limit)
         return self._of(self._builder.select(passed, limit, self.value))
+
+
+def interleaved(vectors: list[Value]) -> list[Value]:
+    """Put the first lanes of vectors behind each other, then the second ones, and so on."""
+    count, size = len(vectors), vectors[0].kind.count
+    out = []
+    for start in range(0, count * size, size):
+        place = range(start, start + size)
+        found = vectors[0].picked([n // count for n in place])
+        for k, vector in enumerate(vectors[1:], 1):
+            lanes_of = [size + n // count if n % count == k else n - start for n in place]
+            found = found.picked(lanes_of, vector)
+        out.append(found)
+    return out
 
 
 class Variable:
