@@ -185,6 +185,11 @@ class Value:
         """Repeat what is written under `with` as often as this number says, with an index."""
         return _repeat(self._builder, self)
 
+    def equals(self, number: int) -> Any:
+        """Do what is written under `with` where this is a number."""
+        holds = self._builder.icmp_signed("==", self.value, self._other(number).value)
+        return self._builder.if_then(holds)
+
     def variable(self) -> Variable:
         """A variable that begins with this value."""
         return Variable(self._builder, self)

@@ -14,6 +14,7 @@ from flowarchive.adaptive.correction import BUCKET_BITS
 from flowarchive.entropy import SCALE_COUNT, SCALES_PER_OCTAVE, WEIGHT_BITS
 from flowarchive.features import INTER_ANCHORS, INTRA_ANCHORS
 from flowarchive.int8 import Int16
+from flowarchive.lattice import NEIGHBORS
 from flowarchive.loops import compiled
 from flowarchive.vectors import FLOAT64, INT32, INT64, Value, interleaved, lanes
 
@@ -21,8 +22,6 @@ Int32 = NDArray[np.int32]
 
 SCALE_MAX = SCALE_COUNT - 1
 WEIGHT_STEPS = 16  # steps in an octave of a weight's logarithm
-
-_POSITIONS = 16  # that are worked on at a time
 
 
 class Mixtures(NamedTuple):
@@ -97,22 +96,22 @@ def _fill(
     said, near, added = head.reshape(-1), anchors.reshape(-1), offsets.reshape(-1)
     means, predicted = mean.reshape(-1), scale.reshape(-1)
     used, weights = corrected.reshape(-1), weight.reshape(-1)
-    narrow = columns < _POSITIONS
-    room = np.empty((4, _POSITIONS * components), dtype=np.int32)
+    narrow = columns < NEIGHBORS
+    room = np.empty((4, NEIGHBORS * components), dtype=np.int32)
     for n in range(count):
         for i in range(rows):
             logs = ((n * head.shape[1] + i + 1) * head.shape[2] + 1) * head_step
             anchor = (n * anchors.shape[1] + i) * anchors.shape[2] * step
             row = (n * rows + i) * columns * step
-            for first in range(0, columns, _POSITIONS):
+            for first in range(0, columns, NEIGHBORS):
                 # The last tile overlaps the one before, so that it ends where the row does.
-                x = max(min(first, columns - _POSITIONS), 0)
+                x = max(min(first, columns - NEIGHBORS), 0)
                 at = row + x * step
                 tile = (
                     said.ctypes.data + logs + x * head_step,
                     head_step,
                     near.ctypes.data + anchor + x * step,
-                    min(columns, _POSITIONS) - 1,
+                    min(columns, NEIGHBORS) - 1,
                     added.ctypes.data,
                     shift,
                     table.ctypes.data,
@@ -134,7 +133,7 @@ def _fill(
 
 
 class _Tile:
-    """Writes the code that makes the mixtures of _POSITIONS neighbors.
+    """Writes the code that makes the mixtures of NEIGHBORS neighbors.
 
     Args:
         components: K.
@@ -146,12 +145,12 @@ class _Tile:
     def __init__(self, components: int, values: list[Value]) -> None:
         self._components = components
         head, step, anchors, last, self._offsets, shift, self._table, *self._out = values
-        places = last.spread(_POSITIONS)
+        places = last.spread(NEIGHBORS)
         # Where there are fewer positions the last one is looked at again.
-        places = places.constant(list(range(_POSITIONS))).at_most(places)
-        self._head = head.spread(_POSITIONS) + places * step.spread(_POSITIONS)
-        self._anchors = anchors.spread(_POSITIONS) + places * (4 * components)
-        self._shift = shift.to(INT32).spread(_POSITIONS)
+        places = places.constant(list(range(NEIGHBORS))).at_most(places)
+        self._head = head.spread(NEIGHBORS) + places * step.spread(NEIGHBORS)
+        self._anchors = anchors.spread(NEIGHBORS) + places * (4 * components)
+        self._shift = shift.to(INT32).spread(NEIGHBORS)
 
     def write(self) -> None:
         """Write the code."""
@@ -168,7 +167,7 @@ class _Tile:
         corrected = [(index + offset).clamped(0, SCALE_MAX) for index in scale]
         for start, values in zip(self._out, (mean, scale, corrected, weight), strict=True):
             for n, vector in enumerate(interleaved(values)):
-                (start + 4 * _POSITIONS * n).store(vector)
+                (start + 4 * NEIGHBORS * n).store(vector)
 
     def _said(self) -> tuple[list[Value], list[Value], list[Value]]:
         """What the head says of each component: logarithm, offset of the mean, of the scale."""
@@ -189,7 +188,7 @@ class _Tile:
         ]
         # The quotient of share * 2**WEIGHT_BITS, below 2**27, and total, below 2**18, is an
         # integer or at least 2**-18 below the next one: rounding cannot reach that.
-        floats = lanes(FLOAT64, _POSITIONS)
+        floats = lanes(FLOAT64, NEIGHBORS)
         total = _sum(shares).to(floats)
         unit = total.constant(float(1 << WEIGHT_BITS)) / total
         small, whole = total.constant(2.0**-20), highest.kind
@@ -203,7 +202,7 @@ class _Tile:
 
     def _look_up(self, table: Value, index: Value) -> Value:
         """Entries of a table of int32."""
-        return (table.spread(_POSITIONS) + index.to(lanes(INT64, _POSITIONS)) * 4).gather(INT32)
+        return (table.spread(NEIGHBORS) + index.to(lanes(INT64, NEIGHBORS)) * 4).gather(INT32)
 
 
 def _sum(values: list[Value]) -> Value:
@@ -214,7 +213,7 @@ def _sum(values: list[Value]) -> Value:
 
 
 def _tile_of(components: int) -> Any:
-    """Make what writes the mixtures of _POSITIONS neighbors; see `_Tile`."""
+    """Make what writes the mixtures of NEIGHBORS neighbors; see `_Tile`."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _Tile(components, [Value(builder, value) for value in args]).write()
