@@ -332,7 +332,7 @@ def _fill(
 
 @compiled
 def _fill_rows(
-    planes: tuple[Int32, Int32, Int32, Int32, Int32, Int32],
+    planes: tuple[Int32, ...],
     linear: Int32,
     last: Int32,
     anchors: Int32,

@@ -61,6 +61,9 @@ class Value:
     def __and__(self, other: Value | int) -> Value:
         return self._joined("and_", other)
 
+    def __or__(self, other: Value | int) -> Value:
+        return self._joined("or_", other)
+
     def __lshift__(self, other: Value | int) -> Value:
         return self._joined("shl", other)
 
