@@ -23,15 +23,14 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from flowarchive import int8
 from flowarchive.int8 import ZERO, Bytes
 from flowarchive.lattice import BORDER, NEIGHBORS, PHASES, with_room
 from flowarchive.loops import compiled
+from flowarchive.tiles import new_grid
 from flowarchive.vectors import INT32, INT64, Value, interleaved, lanes
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
-Words = NDArray[np.uint32]
 
 ANCHOR_ONE = 256
 """Anchors are in 1/256 of a sample."""
@@ -309,25 +308,21 @@ def _fill(
     phase: int,
     shift: int,
 ) -> tuple[Bytes, Int32]:
-    count, height, width = plane.shape
+    width = plane.shape[2]
     inter, chroma, taps = linear is not None, luma is not None, PHASES[phase]
     kind = inter, chroma, phase == 0
-    gh, gw = (height - 2 * BORDER + 1) // 2, (width - 2 * BORDER + 1) // 2
-    anchors = np.empty((count, gh, gw, INTER_ANCHORS if inter else INTRA_ANCHORS), dtype=np.int32)
-    seen = int8.grid(count, gh, gw, len(_CHANNELS[kind]))
-    _fill_rows(
+    return _fill_rows(
         (plane, *references, *(luma or (plane,) * 3)),
         last if linear is None else linear,
         last,
-        anchors,
-        seen.view(np.uint32),
+        INTER_ANCHORS if inter else INTRA_ANCHORS,
+        len(_CHANNELS[kind]),
         (BORDER + taps.row) * width + BORDER + taps.column,
         _offsets(phase, width),
         _KINDS[kind],
         shift,
         _wide_log_table(),
     )
-    return seen, anchors
 
 
 @compiled
@@ -335,37 +330,39 @@ def _fill_rows(
     planes: tuple[Int32, ...],
     linear: Int32,
     last: Int32,
-    anchors: Int32,
-    seen: Words,
+    components: int,
+    octets: int,
     origin: int,
     taps: Int64,
     kind: int,
     shift: int,
     logs: Int32,
-) -> None:
-    """Fill anchors and channels, four to a word, row by row.
+) -> tuple[Bytes, Int32]:
+    """Find channels, four to a word, and anchors, row by row; see `intra`.
 
     Args:
         planes: Bordered planes, their references, luma that two of them share, and its references.
         linear: As in `inter`; not read for intra frames.
         last: As in `intra`.
-        anchors: [N, gh, gw, K].
-        seen: [N, gh + 2, gw + 2, channels / 4].
+        components: How many anchors there are.
+        octets: How many channels.
         origin: Where a bordered plane has the phase's first sample.
         taps: See `_offsets`.
         kind: See `_KINDS`.
         shift: As in `intra`.
         logs: See `log_table`.
     """
-    _, height, width = planes[0].shape
-    count, gh, gw, components = anchors.shape
-    words = seen.shape[3]
+    count, height, width = planes[0].shape
+    gh, gw = (height - 2 * BORDER + 1) // 2, (width - 2 * BORDER + 1) // 2
+    words = octets // 4
+    anchors = np.empty((count, gh, gw, components), dtype=np.int32)
+    seen = new_grid(count, gh + 2, gw + 2, octets)
     last_step = 4 * last.size // (count * gh * gw)
     p, r, q = (with_room(planes[0], gw), with_room(planes[1], gw), with_room(planes[2], gw))
     g, gr, gq = (with_room(planes[3], gw), with_room(planes[4], gw), with_room(planes[5], gw))
     # Their addresses are used below; this refuses arrays that are not contiguous.
     foretold, before = linear.reshape(-1), last.reshape(-1)
-    centers, channels = anchors.reshape(-1), seen.reshape(-1)
+    centers, channels = anchors.reshape(-1), seen.reshape(-1).view(np.uint32)
     narrow = gw < NEIGHBORS
     some_centers = np.empty(NEIGHBORS * components, dtype=np.int32)
     some_channels = np.empty(NEIGHBORS * words, dtype=np.uint32)
@@ -406,6 +403,7 @@ def _fill_rows(
                 begin, size = row * components, gw * components
                 centers[begin : begin + size] = some_centers[:size]
                 channels[to : to + gw * words] = some_channels[: gw * words]
+    return seen, anchors
 
 
 class _Tile:

@@ -134,6 +134,21 @@ class Value:
         place = self._builder.inttoptr(self.value, value.kind.as_pointer())
         self._builder.store(value.value, place).align = 1
 
+    def store_first(self, value: Value, count: Value) -> None:
+        """Put the first lanes of a vector, no more than `count`, at this address."""
+        kind, size = value.kind, value.kind.count
+        mask, pointer = lanes(ir.IntType(1), size), kind.as_pointer()
+        few = count.spread(size)
+        places = few.constant(list(range(size)))
+        self.call(
+            f"llvm.masked.store.v{size}i{kind.element.width}.p0",
+            ir.FunctionType(ir.VoidType(), [kind, pointer, INT32, mask]),
+            value,
+            self._of(self._builder.inttoptr(self.value, pointer)),
+            self._of(ir.Constant(INT32, 1)),
+            self._of(self._builder.icmp_signed("<", places.value, few.value)),
+        )
+
     def gather(self, kind: Any) -> Value:
         """The numbers that lie at these addresses, whole multiples of their size."""
         count = self.kind.count
