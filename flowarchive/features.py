@@ -4,8 +4,8 @@ For each phase of a level, on the grid of the next level's plane (see `lattice`)
 gives channels and anchors from its own plane, an *inter* frame also from two motion-compensated
 references and from an adaptive linear prediction; chroma also from luma.
 
-The numbers that a row of positions is told by are worked out side by side, each a row of its own;
-every channel is the difference of two of them, see `_CHANNELS`.
+Neighboring positions are worked on together: every number that they are told by is a *row*, a
+vector, and every channel is the difference of two of these, see `_CHANNELS`.
 
 Channels are bytes, a grid of `int8`. Differences to S, the mean of the four nearest known samples,
 are in half samples, so that brightness does not matter; magnitudes go through `log_table`. Anchors
@@ -16,18 +16,21 @@ from anchors.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from flowarchive import int8
 from flowarchive.int8 import ZERO, Bytes
-from flowarchive.lattice import BORDER, PHASES
+from flowarchive.lattice import BORDER, NEIGHBORS, PHASES, with_room
 from flowarchive.loops import compiled
+from flowarchive.tiles import new_grid
+from flowarchive.vectors import INT32, INT64, Value, interleaved, lanes
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
-Words = NDArray[np.uint32]
 
 ANCHOR_ONE = 256
 """Anchors are in 1/256 of a sample."""
@@ -38,6 +41,7 @@ INTER_ANCHORS = 5
 UPDATE_CHANNELS = 16
 """Channels of the second and third phase."""
 
+_SAMPLES = lanes(INT32, NEIGHBORS)
 _MOST = 127
 _ANCHOR_SHIFT = 6  # from quarters of a sample to anchors
 _TABLE_SIZE = 4096
@@ -51,9 +55,44 @@ _MEAN, _MEAN_R, _MEAN_Q, _MEAN_G, _HERE_R, _HERE_Q, _HERE_G, _HERE_GR, _HERE_GQ 
 _LINEAR, _NEWEST, _LAST, _EIGHTH, _EIGHTH_G = range(53, 58)
 _SPREAD, _APART_R, _APART_Q, _APART_G, _PAST_R, _PAST_Q = range(58, 64)
 _NOTHING = 64
-_ROWS = 65
 
-_BEYOND = np.array([(-2, 0), (0, -2), (0, 2), (2, 0)], dtype=np.int64)
+# Places in a table of distances.
+_AT_NEAR, _AT_FAR, _AT_CROSS, _AT_BEYOND, _AT_HERE, _AT_NEWEST = 0, 4, 12, 16, 20, 21
+_BEYOND = ((-2, 0), (0, -2), (0, 2), (2, 0))
+_HERE = ((0, 0),)
+# The newest sample on a grid position: anything, d for c, c for b.
+_NEWER = ((0, 0),), ((0, 1),), ((1, -1),)
+
+_PLANE, _R, _Q, _G, _GR, _GQ = range(6)
+_PICKED = {
+    # The first of some rows: (plane, place of the first distance, how many)
+    _NEAR: (_PLANE, _AT_NEAR, 4),
+    _NEAR_R: (_R, _AT_NEAR, 4),
+    _NEAR_Q: (_Q, _AT_NEAR, 4),
+    _CROSS_R: (_R, _AT_CROSS, 4),
+    _CROSS_Q: (_Q, _AT_CROSS, 4),
+    _NEAR_G: (_G, _AT_NEAR, 4),
+    _CROSS_G: (_G, _AT_CROSS, 4),
+    _BEYOND_G: (_G, _AT_BEYOND, 4),
+    _NEAR_GR: (_GR, _AT_NEAR, 4),
+    _FAR: (_PLANE, _AT_FAR, 8),
+    _HERE_R: (_R, _AT_HERE, 1),
+    _HERE_Q: (_Q, _AT_HERE, 1),
+    _HERE_G: (_G, _AT_HERE, 1),
+    _HERE_GR: (_GR, _AT_HERE, 1),
+    _HERE_GQ: (_GQ, _AT_HERE, 1),
+    _NEWEST: (_PLANE, _AT_NEWEST, 1),
+}
+_MEANS = {_MEAN: _NEAR, _MEAN_R: _NEAR_R, _MEAN_Q: _NEAR_Q, _MEAN_G: _NEAR_G}
+_APART = {
+    # Mean distances of the first row and the three after it to four others.
+    _SPREAD: (_NEAR, *[_MEAN] * 4),
+    _APART_R: (_NEAR, *range(_NEAR_R, _NEAR_R + 4)),
+    _APART_Q: (_NEAR, *range(_NEAR_Q, _NEAR_Q + 4)),
+    _APART_G: (_NEAR_G, *[_HERE_G] * 4),
+}
+_PAST = {_PAST_R: _NEAR_R, _PAST_Q: _NEAR_Q}
+_EIGHTHS = {_EIGHTH: _MEAN, _EIGHTH_G: _HERE_G}
 
 _STEP, _LOG = 0, 1
 _Channel = tuple[int, int, int]
@@ -64,9 +103,8 @@ def _steps(rows: int, count: int, other: int, apart: int = 0) -> list[_Channel]:
     return [(_STEP, rows + k, other + k * apart) for k in range(count)]
 
 
-def _table(*channels: _Channel | list[_Channel]) -> Int64:
-    flat = [c for some in channels for c in (some if isinstance(some, list) else [some])]
-    return np.array(flat, dtype=np.int64)
+def _table(*channels: _Channel | list[_Channel]) -> list[_Channel]:
+    return [c for some in channels for c in (some if isinstance(some, list) else [some])]
 
 
 _INTRA_FIRST: list[_Channel | list[_Channel]] = [
@@ -182,6 +220,8 @@ _CHANNELS = {
 }
 """What each channel is: a step or a logarithm, of the difference of two rows."""
 
+_KINDS = {kind: number for number, kind in enumerate(_CHANNELS)}
+
 
 def first_channels(inter: bool, luma: bool) -> int:
     """Return the channels of a level's first phase; `luma` where the plane is not chroma."""
@@ -204,10 +244,10 @@ def _wide_log_table() -> Int32:
 
 @cache
 def _offsets(phase: int, columns: int) -> Int64:
-    """Flat distances of the near 4, far 8, cross 4 and beyond 4 samples in a bordered plane."""
+    """Distances, in bytes, to samples of a bordered plane, as `_AT_NEAR` and so on find them."""
     taps = PHASES[phase]
-    groups = taps.near, taps.far, taps.cross, _BEYOND.tolist()
-    flat = [dy * columns + dx for group in groups for dy, dx in group]
+    groups = taps.near, taps.far, taps.cross, _BEYOND, _HERE, _NEWER[phase]
+    flat = [4 * (dy * columns + dx) for group in groups for dy, dx in group]
     return np.array(flat, dtype=np.int64)
 
 
@@ -268,279 +308,221 @@ def _fill(
     phase: int,
     shift: int,
 ) -> tuple[Bytes, Int32]:
-    count, height, width = plane.shape
-    inter, taps = linear is not None, PHASES[phase]
-    channels = _CHANNELS[inter, luma is not None, phase == 0]
-    gh, gw = (height - 2 * BORDER + 1) // 2, (width - 2 * BORDER + 1) // 2
-    anchors = np.empty((count, gh, gw, INTER_ANCHORS if inter else INTRA_ANCHORS), dtype=np.int32)
-    seen = int8.grid(count, gh, gw, len(channels))
-    p, r, q, g, gr, gq = (
-        array.reshape(-1) for array in (plane, *references, *(luma or (plane,) * 3))
-    )
-    _fill_rows(
-        p,
-        r,
-        q,
-        g,
-        gr,
-        gq,
-        (last if linear is None else linear).reshape(-1),
-        last.reshape(-1),
-        anchors.reshape(-1),
-        seen.view(np.uint32).reshape(-1),
-        (count, gh, gw),
-        (height, width),
-        (inter, luma is not None, phase, shift),
+    width = plane.shape[2]
+    inter, chroma, taps = linear is not None, luma is not None, PHASES[phase]
+    kind = inter, chroma, phase == 0
+    return _fill_rows(
+        (plane, *references, *(luma or (plane,) * 3)),
+        last if linear is None else linear,
+        last,
+        INTER_ANCHORS if inter else INTRA_ANCHORS,
+        len(_CHANNELS[kind]),
         (BORDER + taps.row) * width + BORDER + taps.column,
         _offsets(phase, width),
-        channels,
+        _KINDS[kind],
+        shift,
         _wide_log_table(),
-        np.empty(_ROWS * gw, dtype=np.int32),
-        np.empty(len(channels) * gw, dtype=np.uint8),
-        np.empty(gw, dtype=np.uint32),
     )
-    return seen, anchors
 
 
 @compiled
 def _fill_rows(
-    p: Int32,
-    r: Int32,
-    q: Int32,
-    g: Int32,
-    gr: Int32,
-    gq: Int32,
+    planes: tuple[Int32, ...],
     linear: Int32,
     last: Int32,
-    anchors: Int32,
-    seen: Words,
-    shape: tuple[int, int, int],
-    plane_shape: tuple[int, int],
-    kind: tuple[bool, bool, int, int],
+    components: int,
+    octets: int,
     origin: int,
     taps: Int64,
-    channels: Int64,
+    kind: int,
+    shift: int,
     logs: Int32,
-    rows: Int32,
-    octets: Bytes,
-    words: Words,
-) -> None:
-    """Fill anchors and channels, four to a word, row by row; all arrays are flat.
+) -> tuple[Bytes, Int32]:
+    """Find channels, four to a word, and anchors, row by row; see `intra`.
 
     Args:
-        p: Bordered planes.
-        r: Their first references.
-        q: Their second ones.
-        g: Luma; two planes share it.
-        gr: Its first reference.
-        gq: Its second one.
+        planes: Bordered planes, their references, luma that two of them share, and its references.
         linear: As in `inter`; not read for intra frames.
         last: As in `intra`.
-        anchors: [N, gh, gw, K].
-        seen: [N, gh + 2, gw + 2, channels / 4].
-        shape: N, gh, gw.
-        plane_shape: Of a bordered plane.
-        kind: Whether there are references, whether there is luma; phase and shift, as in `intra`.
+        components: How many anchors there are.
+        octets: How many channels.
         origin: Where a bordered plane has the phase's first sample.
         taps: See `_offsets`.
-        channels: See `_CHANNELS`.
+        kind: See `_KINDS`.
+        shift: As in `intra`.
         logs: See `log_table`.
-        rows: Scratch, [_ROWS * gw].
-        octets: Scratch, [channels * gw].
-        words: Scratch, [gw].
     """
-    count, gh, gw = shape
-    height, width = plane_shape
-    inter, chroma, phase, shift = kind
-    last_step = last.size // (count * gh * gw)
-    rows[_NOTHING * gw : (_NOTHING + 1) * gw] = 0
+    count, height, width = planes[0].shape
+    gh, gw = (height - 2 * BORDER + 1) // 2, (width - 2 * BORDER + 1) // 2
+    words = octets // 4
+    anchors = np.empty((count, gh, gw, components), dtype=np.int32)
+    seen = new_grid(count, gh + 2, gw + 2, octets)
+    last_step = 4 * last.size // (count * gh * gw)
+    p, r, q = (with_room(planes[0], gw), with_room(planes[1], gw), with_room(planes[2], gw))
+    g, gr, gq = (with_room(planes[3], gw), with_room(planes[4], gw), with_room(planes[5], gw))
+    # Their addresses are used below; this refuses arrays that are not contiguous.
+    foretold, before = linear.reshape(-1), last.reshape(-1)
+    centers, channels = anchors.reshape(-1), seen.reshape(-1).view(np.uint32)
+    narrow = gw < NEIGHBORS
+    some_centers = np.empty(NEIGHBORS * components, dtype=np.int32)
+    some_channels = np.empty(NEIGHBORS * words, dtype=np.uint32)
     for n in range(count):
         for i in range(gh):
-            at = (n * height + 2 * i) * width + origin
-            first = (n * gh + i) * gw
-            for k in range(4):
-                _pick(rows, _NEAR + k, p, at + taps[k], gw)
-            _mean(rows, _MEAN, _NEAR, gw)
-            _apart(rows, _SPREAD, _NEAR, _MEAN, 0, gw)
-            if phase == 0:
-                _move(rows, _EIGHTH, rows, _MEAN * gw, 1, 3, gw)
-            else:
-                # The newest sample on this grid position: d for c, c for b.
-                _pick(rows, _NEWEST, p, at + (1 if phase == 1 else width - 1), gw)
-                _move(rows, _LAST, last, first * last_step, last_step, _ANCHOR_SHIFT, gw)
-            if inter:
-                for k in range(4):
-                    _pick(rows, _NEAR_R + k, r, at + taps[k], gw)
-                    _pick(rows, _NEAR_Q + k, q, at + taps[k], gw)
-                    if phase == 0:
-                        _pick(rows, _CROSS_R + k, r, at + taps[12 + k], gw)
-                        _pick(rows, _CROSS_Q + k, q, at + taps[12 + k], gw)
-                _pick(rows, _HERE_R, r, at, gw)
-                _pick(rows, _HERE_Q, q, at, gw)
-                _mean(rows, _MEAN_R, _NEAR_R, gw)
-                _mean(rows, _MEAN_Q, _NEAR_Q, gw)
-                _apart(rows, _APART_R, _NEAR, _NEAR_R, 1, gw)
-                _apart(rows, _APART_Q, _NEAR, _NEAR_Q, 1, gw)
-                _past(rows, _PAST_R, _NEAR, _NEAR_R, gw)
-                _past(rows, _PAST_Q, _NEAR, _NEAR_Q, gw)
-                _move(rows, _LINEAR, linear, first, 1, _ANCHOR_SHIFT, gw)
-                _anchor_inter(anchors, first, rows, linear, gw)
-            else:
-                for k in range(8):
-                    _pick(rows, _FAR + k, p, at + taps[4 + k], gw)
-                _anchor_intra(anchors, first, rows, gw)
-            if chroma:
-                at = ((n >> 1) * height + 2 * i) * width + origin
-                for k in range(4):
-                    _pick(rows, _NEAR_G + k, g, at + taps[k], gw)
-                    if inter:
-                        _pick(rows, _NEAR_GR + k, gr, at + taps[k], gw)
-                    elif phase == 0:
-                        _pick(rows, _CROSS_G + k, g, at + taps[12 + k], gw)
-                        _pick(rows, _BEYOND_G + k, g, at + taps[16 + k], gw)
-                _pick(rows, _HERE_G, g, at, gw)
-                _mean(rows, _MEAN_G, _NEAR_G, gw)
-                if inter:
-                    _pick(rows, _HERE_GR, gr, at, gw)
-                    _pick(rows, _HERE_GQ, gq, at, gw)
-                elif phase == 0:
-                    _apart(rows, _APART_G, _NEAR_G, _HERE_G, 0, gw)
-                    _move(rows, _EIGHTH_G, rows, _HERE_G * gw, 1, 3, gw)
-            for c in range(channels.shape[0]):
-                a, b = channels[c, 1] * gw, channels[c, 2] * gw
-                if channels[c, 0] == _STEP:
-                    _step(octets, c * gw, rows, a, b, shift, gw)
+            row = (n * gh + i) * gw
+            to = ((n * (gh + 2) + i + 1) * (gw + 2) + 1) * words
+            for first in range(0, gw, NEIGHBORS):
+                # The last tile overlaps the one before, so that it ends where the row does.
+                x = max(min(first, gw - NEIGHBORS), 0)
+                at = 4 * ((n * height + 2 * i) * width + origin + 2 * x)
+                light = 4 * (((n >> 1) * height + 2 * i) * width + origin + 2 * x)
+                if narrow:
+                    center = some_centers.ctypes.data
+                    channel = some_channels.ctypes.data
                 else:
-                    _log(octets, c * gw, rows, a, b, shift, logs, gw)
-            to = ((n * (gh + 2) + i + 1) * (gw + 2) + 1) * (channels.shape[0] // 4)
-            for c in range(0, channels.shape[0], 4):
-                _join(seen, to + c // 4, channels.shape[0] // 4, octets, c * gw, words, gw)
+                    center = centers.ctypes.data + 4 * (row + x) * components
+                    channel = channels.ctypes.data + 4 * (to + x * words)
+                _tile(
+                    p.ctypes.data + at,
+                    r.ctypes.data + at,
+                    q.ctypes.data + at,
+                    g.ctypes.data + light,
+                    gr.ctypes.data + light,
+                    gq.ctypes.data + light,
+                    foretold.ctypes.data + 4 * (row + x),
+                    before.ctypes.data + (row + x) * last_step,
+                    last_step,
+                    min(gw, NEIGHBORS) - 1,
+                    taps.ctypes.data,
+                    logs.ctypes.data,
+                    shift,
+                    center,
+                    channel,
+                    kind,
+                )  # type: ignore[call-arg]
+            if narrow:
+                begin, size = row * components, gw * components
+                centers[begin : begin + size] = some_centers[:size]
+                channels[to : to + gw * words] = some_channels[: gw * words]
+    return seen, anchors
 
 
-# Flat arrays are indexed by uint64, so that no index is tested for being negative, and sums are
-# int32, so that vectors hold twice as many.
-_TWO, _EIGHT = np.uint64(2), np.uint32(8)
+class _Tile:
+    """Writes the code that finds anchors and channels of NEIGHBORS positions.
+
+    Args:
+        values: Addresses in the planes, of linear predictions and of anchors of the phase before,
+            with the distance in bytes from position to position after the latter and how many
+            positions follow the first; of the tables of distances and of logarithms, and the shift.
+    """
+
+    def __init__(self, values: list[Value]) -> None:
+        *self._planes, linear, last, step, after, self._taps, self._logs, shift = values
+        # Where there are fewer positions the last one is looked at again.
+        places = after.spread(NEIGHBORS)
+        places = places.constant(list(range(NEIGHBORS))).at_most(places)
+        self._linear = linear.spread(NEIGHBORS) + places * 4
+        self._last = last.spread(NEIGHBORS) + places * step.spread(NEIGHBORS)
+        self._shift = shift.to(INT32).spread(NEIGHBORS)
+        self._numbers: dict[int, Value] = {}
+
+    def anchors(self, inter: bool) -> list[Value]:
+        """The anchors; see `intra` and `inter`."""
+        mean = self.number(_MEAN)
+        if not inter:
+            a, b, c, d = self._four(_NEAR)
+            half = _ANCHOR_SHIFT - 1
+            return [mean << _ANCHOR_SHIFT, (a + d) << half, (b + c) << half, mean << _ANCHOR_SHIFT]
+        here_r, here_q = self.number(_HERE_R), self.number(_HERE_Q)
+        moved_r = here_r + (mean - self.number(_MEAN_R))
+        moved_q = here_q + (mean - self.number(_MEAN_Q))
+        quarters = (mean, here_r, moved_r, moved_q)
+        return [self._linear.gather(INT32), *(value << _ANCHOR_SHIFT for value in quarters)]
+
+    def channels(self, channels: list[_Channel]) -> list[Value]:
+        """The channels, four to a word."""
+        octets = [
+            (self._step if kind == _STEP else self._log)(self.number(a) - self.number(b))
+            for kind, a, b in channels
+        ]
+        return [
+            a + (b << 8) + ((c << 16) + (d << 24))
+            for a, b, c, d in zip(*(octets[k::4] for k in range(4)), strict=True)
+        ]
+
+    def number(self, row: int) -> Value:
+        """A row of numbers by its name."""
+        if row not in self._numbers:
+            self._numbers[row] = self._find(row)
+        return self._numbers[row]
+
+    def _find(self, row: int) -> Value:
+        for first, (plane, tap, count) in _PICKED.items():
+            if first <= row < first + count:
+                return self._pick(self._planes[plane], tap + row - first)
+        if row in _MEANS:
+            return _quarter(self._four(_MEANS[row]))
+        if row in _APART:
+            first, *others = _APART[row]
+            pairs = zip(self._four(first), map(self.number, others), strict=True)
+            return _quarter([(a - b).magnitude() for a, b in pairs])
+        if row in _PAST:
+            pairs = zip(self._four(_NEAR), self._four(_PAST[row]), strict=True)
+            return _quarter([a - b for a, b in pairs])
+        if row in _EIGHTHS:
+            return self.number(_EIGHTHS[row]) >> 3
+        if row == _NOTHING:
+            return self._shift.constant(0)
+        foretold = {_LINEAR: self._linear, _LAST: self._last}[row]
+        return foretold.gather(INT32) >> _ANCHOR_SHIFT
+
+    def _four(self, first: int) -> list[Value]:
+        return [self.number(first + k) for k in range(4)]
+
+    def _pick(self, plane: Value, tap: int) -> Value:
+        """Every second sample of a plane from a tap on."""
+        address = plane + (self._taps + 8 * tap).load(INT64)
+        # The second load begins one sample earlier, so that nothing behind the last is read.
+        first = address.load(_SAMPLES)
+        second = (address + 4 * (NEIGHBORS - 1)).load(_SAMPLES)
+        evens = [*range(0, NEIGHBORS, 2), *range(NEIGHBORS + 1, 2 * NEIGHBORS, 2)]
+        return first.picked(evens, second)
+
+    def _step(self, difference: Value) -> Value:
+        """A difference in quarters as a channel, in halves of a sample."""
+        half = difference.constant(1) << self._shift
+        value = (difference + half) >> (self._shift + 1)
+        return value.clamped(-_MOST, _MOST) + ZERO
+
+    def _log(self, difference: Value) -> Value:
+        """The logarithm of a difference's magnitude as a channel."""
+        value = (difference.magnitude() >> self._shift).clamped(0, _TABLE_SIZE - 1)
+        places = self._logs.spread(NEIGHBORS) + value.to(lanes(INT64, NEIGHBORS)) * 4
+        return places.gather(INT32) + ZERO
 
 
-@compiled
-def _pick(rows: Int32, row: int, plane: Int32, at: int, count: int) -> None:
-    """Copy plane[at], plane[at + 2] ... to a row."""
-    to, begin = np.uint64(row * count), np.uint64(at)
-    for x in range(np.uint64(count)):
-        rows[to + x] = plane[begin + _TWO * x]
+def _quarter(four: list[Value]) -> Value:
+    """A quarter of the sum of four numbers, rounded down."""
+    a, b, c, d = four
+    return (a + b + (c + d)) >> 2
 
 
-@compiled
-def _move(rows: Int32, row: int, values: Int32, at: int, step: int, bits: int, count: int) -> None:
-    """Shift values[at], values[at + step] ... right into a row."""
-    to, begin, by = np.uint64(row * count), np.uint64(at), np.uint64(step)
-    for x in range(np.uint64(count)):
-        rows[to + x] = values[begin + by * x] >> np.int32(bits)
+@intrinsic
+def _tile(
+    typing: Any, plane: Any, ref1: Any, ref2: Any, luma: Any, luma1: Any, luma2: Any, linear: Any,
+    last: Any, last_step: Any, after: Any, taps: Any, logs: Any, shift: Any, anchors: Any,
+    seen: Any, kind: Any,
+) -> Any:  # fmt: skip
+    """Find anchors and channels of NEIGHBORS positions; see `_Tile` and `_KINDS`."""
 
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        *values, anchors, seen, number = (Value(builder, value) for value in args)
+        for kind, channels in _CHANNELS.items():
+            with number.equals(_KINDS[kind]):
+                tile = _Tile(values)
+                found = tile.anchors(kind[0]), tile.channels(channels)
+                for start, vectors in zip((anchors, seen), found, strict=True):
+                    for n, vector in enumerate(interleaved(vectors)):
+                        (start + 4 * NEIGHBORS * n).store(vector)
+        return context.get_dummy_value()
 
-@compiled
-def _mean(rows: Int32, row: int, first: int, count: int) -> None:
-    """Write the mean of four rows to a row, rounded down."""
-    to, width, a = np.uint64(row * count), np.uint64(count), np.uint64(first * count)
-    b, c, d = a + width, a + width + width, a + width + width + width
-    for x in range(width):
-        total = np.int32(rows[a + x] + rows[b + x]) + np.int32(rows[c + x] + rows[d + x])
-        rows[to + x] = np.int32(total) >> np.int32(2)
-
-
-@compiled
-def _apart(rows: Int32, row: int, first: int, other: int, step: int, count: int) -> None:
-    """Write the mean distance of four rows to another, or with a step of 1 to as many."""
-    to, width = np.uint64(row * count), np.uint64(count)
-    for x in range(width):
-        rows[to + x] = 0
-    for k in range(4):
-        a, b = np.uint64((first + k) * count), np.uint64((other + step * k) * count)
-        for x in range(width):
-            rows[to + x] += abs(np.int32(rows[a + x] - rows[b + x]))
-    for x in range(width):
-        rows[to + x] >>= np.int32(2)
-
-
-@compiled
-def _past(rows: Int32, row: int, first: int, other: int, count: int) -> None:
-    """Write the mean difference of four rows to four others, rounded down."""
-    to, width = np.uint64(row * count), np.uint64(count)
-    for x in range(width):
-        rows[to + x] = 0
-    for k in range(4):
-        a, b = np.uint64((first + k) * count), np.uint64((other + k) * count)
-        for x in range(width):
-            rows[to + x] += np.int32(rows[a + x] - rows[b + x])
-    for x in range(width):
-        rows[to + x] >>= np.int32(2)
-
-
-@compiled
-def _anchor_intra(anchors: Int32, first: int, rows: Int32, count: int) -> None:
-    """Write the anchors of a row of positions; see `intra`."""
-    for x in range(count):
-        to = np.uint64((first + x) * INTRA_ANCHORS)
-        mean = rows[np.uint64(_MEAN * count + x)] << _ANCHOR_SHIFT
-        near = np.uint64(_NEAR * count + x)
-        wide = np.uint64(count)
-        outer = rows[near] + rows[near + wide + wide + wide]
-        inner = rows[near + wide] + rows[near + wide + wide]
-        anchors[to] = mean
-        anchors[to + np.uint64(1)] = outer << (_ANCHOR_SHIFT - 1)
-        anchors[to + np.uint64(2)] = inner << (_ANCHOR_SHIFT - 1)
-        anchors[to + np.uint64(3)] = mean
-
-
-@compiled
-def _anchor_inter(anchors: Int32, first: int, rows: Int32, linear: Int32, count: int) -> None:
-    """Write the anchors of a row of positions; see `inter`."""
-    for x in range(count):
-        to = np.uint64((first + x) * INTER_ANCHORS)
-        mean = rows[np.uint64(_MEAN * count + x)]
-        here_r, here_q = rows[np.uint64(_HERE_R * count + x)], rows[np.uint64(_HERE_Q * count + x)]
-        change_r = mean - rows[np.uint64(_MEAN_R * count + x)]
-        change_q = mean - rows[np.uint64(_MEAN_Q * count + x)]
-        anchors[to] = linear[np.uint64(first + x)]
-        anchors[to + np.uint64(1)] = mean << _ANCHOR_SHIFT
-        anchors[to + np.uint64(2)] = here_r << _ANCHOR_SHIFT
-        anchors[to + np.uint64(3)] = (here_r + change_r) << _ANCHOR_SHIFT
-        anchors[to + np.uint64(4)] = (here_q + change_q) << _ANCHOR_SHIFT
-
-
-@compiled
-def _step(out: Bytes, to: int, rows: Int32, first: int, other: int, shift: int, count: int) -> None:
-    """Write the difference of two rows, in quarters, as a channel, in halves of a sample."""
-    begin, a, b = np.uint64(to), np.uint64(first), np.uint64(other)
-    half, down = np.int32((1 << (shift + 1)) >> 1), np.int32(shift + 1)
-    for x in range(np.uint64(count)):
-        value = np.int32(np.int32(rows[a + x] - rows[b + x]) + half) >> down
-        value = min(max(np.int32(value), np.int32(-_MOST)), np.int32(_MOST))
-        out[begin + x] = np.uint8(value + np.int32(ZERO))
-
-
-@compiled
-def _log(
-    out: Bytes, to: int, rows: Int32, first: int, other: int, shift: int, table: Int32, count: int
-) -> None:
-    """Write the logarithm of the distance of two rows, in quarters, as a channel."""
-    begin, a, b = np.uint64(to), np.uint64(first), np.uint64(other)
-    for x in range(np.uint64(count)):
-        value = abs(np.int32(rows[a + x] - rows[b + x])) >> np.int32(shift)
-        out[begin + x] = table[np.uint64(min(value, np.int32(_TABLE_SIZE - 1)))] + ZERO
-
-
-@compiled
-def _join(
-    out: Words, to: int, step: int, octets: Bytes, first: int, words: Words, count: int
-) -> None:
-    """Put four channels side by side: a word to each position."""
-    width, a = np.uint64(count), np.uint64(first)
-    b, c, d = a + width, a + width + width, a + width + width + width
-    for x in range(width):
-        low = np.uint32(octets[a + x]) | (np.uint32(octets[b + x]) << _EIGHT)
-        high = np.uint32(octets[c + x]) | (np.uint32(octets[d + x]) << _EIGHT)
-        words[x] = np.uint32(low) | (np.uint32(high) << (_EIGHT + _EIGHT))
-    begin, by = np.uint64(to), np.uint64(step)
-    for x in range(width):
-        out[begin + by * x] = words[x]
+    return types.void(*[types.intp] * 16), write

@@ -13,21 +13,30 @@ machine code that does it.
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowarchive import tiles
 from flowarchive.errors import ModelError, NotReproducible
-from flowarchive.tiles import BLOCK, LANES, LINE, POSITIONS, QUAD, SHORT_MOST, convolve, has_amx
+from flowarchive.tiles import (
+    BLOCK,
+    LANES,
+    QUAD,
+    SHORT_MOST,
+    aligned,
+    convolve,
+    has_amx,
+    new_grid,
+)
 
 Bytes = NDArray[np.uint8]
 Int16 = NDArray[np.int16]
 _T = TypeVar("_T", np.uint8, np.int16)
 _L = TypeVar("_L", np.int8, np.int32)
 
-ZERO = 128
+ZERO = tiles.ZERO
 """The byte that means 0."""
 
 EXACT_LIMIT = 1 << 24
@@ -52,27 +61,7 @@ def check_bound(weight: NDArray[Any], bias: NDArray[Any]) -> None:
 
 def grid(count: int, rows: int, columns: int, channels: int) -> Bytes:
     """Make a border of zeros around nothing yet: [count, rows + 2, columns + 2, quads of bytes]."""
-    return _bordered(_unmade(count, rows + 2, columns + 2, -(-channels // QUAD) * QUAD))
-
-
-def _unmade(*shape: int) -> Bytes:
-    """Make a grid of nothing, with room for the last tile, which goes on behind the last row."""
-    size = math.prod(shape)
-    return _aligned(size, POSITIONS * shape[3] + BLOCK * QUAD).reshape(shape)
-
-
-def _bordered(cells: Bytes) -> Bytes:
-    """Zero the border of a grid."""
-    _, rows, columns, _ = cells.shape
-    cells[:, :: rows - 1] = cells[:, :, :: columns - 1] = ZERO
-    return cells
-
-
-def _aligned(size: int, room: int = 0) -> Bytes:
-    """Make bytes of nothing that begin a line of the processor's, with room behind them."""
-    cells = np.empty(size + room + LINE, dtype=np.uint8)
-    start = -cells.ctypes.data % LINE
-    return cells[start : start + size]
+    return new_grid(count, rows + 2, columns + 2, -(-channels // QUAD) * QUAD)
 
 
 def inside(cells: NDArray[_T]) -> NDArray[_T]:
@@ -87,7 +76,7 @@ def signed(cells: Bytes) -> NDArray[np.int8]:
 
 def _lined(values: NDArray[_L]) -> NDArray[_L]:
     """Copy an array to the beginning of a line."""
-    copy = _aligned(values.nbytes).view(values.dtype).reshape(values.shape)
+    copy = aligned(values.nbytes, 0).view(values.dtype).reshape(values.shape)
     copy[...] = values
     return copy
 
@@ -167,23 +156,14 @@ class Convolution:
 
     def to_bytes(self, grids: tuple[Bytes, ...], plus: Bytes | None = None) -> Bytes:
         """Convolve into a new grid of 0..MOST; added to `plus`, and clamped to that."""
-        out = _unmade(*grids[0].shape[:3], -(-self.outputs // QUAD) * QUAD)
-        if plus is None:
-            out[:] = ZERO
-        self._convolve(grids, out if plus is None else plus, out)
-        return _bordered(out)
+        return self._convolve(grids, plus, -(-self.outputs // QUAD) * QUAD)
 
     def to_shorts(self, grids: tuple[Bytes, ...]) -> Int16:
         """Convolve into int16 [N, h + 2, w + 2, O or more], inside a border that means nothing."""
-        out = _unmade(*grids[0].shape[:3], len(self._weight) * 2 * LANES)
-        self._convolve(grids, out, out)
-        return out.view(np.int16)
+        return self._convolve(grids, None, len(self._weight) * 2 * LANES).view(np.int16)
 
-    def _convolve(self, grids: tuple[Bytes, ...], plus: Bytes, out: Bytes) -> None:
+    def _convolve(self, grids: tuple[Bytes, ...], plus: Bytes | None, channels: int) -> Bytes:
         assert [cells.shape[3] for cells in grids] == self._channels
-        a, b, before, flat = (
-            cells.reshape(-1, cells.shape[3]) for cells in (grids[0], grids[-1], plus, out)
-        )
         layer = *self._runs, self._side, self._weight, self._ends, self._wide, self.amx
-        scratch = np.empty((POSITIONS, 2 * LANES), dtype=np.uint8)
-        convolve(a, b, out.shape[2], *layer, before, flat, scratch)
+        added = grids[0] if plus is None else plus
+        return convolve(grids[0], grids[-1], *layer, added, plus is not None, channels)

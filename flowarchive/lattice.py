@@ -31,6 +31,9 @@ QUARTERS = 4
 BORDER = 4
 MAX_LEVELS = 6
 
+NEIGHBORS = 16
+"""Samples of a phase that are worked on at a time."""
+
 
 class Phase(NamedTuple):
     """One of the three phases that are coded on each level.
@@ -142,3 +145,19 @@ def put(planes: Int32, row: int, column: int, samples: Int32) -> None:
                 value = samples[n, y, x] * QUARTERS
                 planes[n, BORDER + row + 2 * y, BORDER + column + 2 * x] = value
     extend(planes)
+
+
+@compiled
+def with_room(planes: Int32, columns: int) -> Int32:
+    """Return planes, flat, such that NEIGHBORS samples can be read wherever one is.
+
+    Args:
+        planes: Bordered, int32 of any shape.
+        columns: Of a phase.
+    """
+    flat = planes.reshape(-1)
+    if columns >= NEIGHBORS:
+        return flat
+    larger = np.empty(flat.size + 2 * NEIGHBORS, dtype=np.int32)
+    larger[: flat.size] = flat
+    return larger

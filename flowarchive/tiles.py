@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from flowarchive.loops import compiled
 from flowarchive.vectors import Value, has_vnni
 
+Bytes = NDArray[np.uint8]
+
 LANES = 16
 QUAD = 4  # bytes in a dot product
 BLOCK = 16
@@ -37,6 +39,9 @@ POSITIONS = 32  # with AMX; a tile has no more
 
 LINE = 64
 """Where arrays should begin: rows that lie across lines take AMX six times as long to load."""
+
+ZERO = 128
+"""The byte that means 0."""
 
 MOST = 127
 """The greatest byte that comes out, less its zero."""
@@ -341,10 +346,54 @@ class _Writer:
 
 
 @compiled
+def aligned(size: int, room: int) -> Bytes:
+    """Make bytes of nothing that begin a line of the processor's, with room behind them."""
+    cells = np.empty(size + room + LINE, dtype=np.uint8)
+    start = -cells.ctypes.data % LINE
+    return cells[start : start + size]
+
+
+@compiled
+def new_grid(count: int, rows: int, columns: int, channels: int) -> Bytes:
+    """Make a grid of nothing, with a border of zeros.
+
+    Args:
+        count: How many planes.
+        rows: Of each, with its border.
+        columns: Alike.
+        channels: Whole quads.
+
+    Returns:
+        [count, rows, columns, channels], with room for the last tile, which goes on behind it.
+    """
+    out = _unmade(count, rows, columns, channels)
+    _set_border(out)
+    return out
+
+
+@compiled
+def _unmade(count: int, rows: int, columns: int, channels: int) -> Bytes:
+    room = POSITIONS * channels + BLOCK * QUAD
+    cells = aligned(count * rows * columns * channels, room)
+    return cells.reshape((count, rows, columns, channels))
+
+
+@compiled
+def _set_border(cells: Bytes) -> None:
+    """Zero the border of a grid."""
+    count, rows, columns, _ = cells.shape
+    for n in range(count):
+        cells[n, 0] = ZERO
+        for i in range(1, rows - 1):
+            cells[n, i, 0] = ZERO
+            cells[n, i, columns - 1] = ZERO
+        cells[n, rows - 1] = ZERO
+
+
+@compiled
 def convolve(
-    a: NDArray[np.uint8],
-    b: NDArray[np.uint8],
-    columns: int,
+    a: Bytes,
+    b: Bytes,
     a_run: int,
     b_run: int,
     side: int,
@@ -352,18 +401,15 @@ def convolve(
     ends: NDArray[np.int32],
     wide: bool,
     amx: bool,
-    plus: NDArray[np.uint8],
-    out: NDArray[np.uint8],
-    scratch: NDArray[np.uint8],
-) -> None:
-    """Convolve at every position from the first that is no border to the last.
-
-    Borders between them are overwritten, and up to POSITIONS - 1 positions behind them.
+    plus: Bytes,
+    adds: bool,
+    channels: int,
+) -> Bytes:
+    """Convolve into a new grid.
 
     Args:
-        a: A grid [positions, C], with room behind it; see `int8.grid`.
+        a: A grid, with room behind it; see `new_grid`.
         b: Another, or the same.
-        columns: Of the grids.
         a_run: Quads of `a` in a run of weights; whole blocks for AMX.
         b_run: The same of `b`, 0 for none.
         side: Of the kernel.
@@ -372,17 +418,30 @@ def convolve(
             and by how much to the right, [tiles, 4, 2 * LANES].
         wide: Whether the halves of a tile's lanes are digits of int16 numbers, high and low.
         amx: Whether to use AMX; see `has_amx`.
-        plus: A grid of what is added to, unless `wide`; `out` may be.
-        out: A grid, and 2 * LANES of its bytes are a tile's in any case.
-        scratch: Room for a tile, [POSITIONS, 2 * LANES].
+        plus: A grid of what is added to, unless `wide`.
+        adds: Whether it is, and not zeros.
+        channels: Of the new grid; 2 * LANES of these bytes are a tile's in any case.
+
+    Returns:
+        A grid of bytes; if `wide`, of the bytes of int16 numbers, and its border means nothing.
     """
     size = 2 * LANES
-    a_step, b_step, plus_step, out_step = a.shape[1], b.shape[1], plus.shape[1], out.shape[1]
+    count, rows, columns, _ = a.shape
+    out = _unmade(count, rows, columns, channels)
+    if not (wide or adds):
+        out[:] = ZERO
+        plus = out
+    positions = count * rows * columns
+    a_step, b_step, plus_step, out_step = a.shape[3], b.shape[3], plus.shape[3], channels
     a_start, b_start, plus_start = a.ctypes.data, b.ctypes.data, plus.ctypes.data
+    flat = out.reshape((positions, channels))
+    scratch = np.empty((POSITIONS, size), dtype=np.uint8)
     out_start, weight_start, ends_start = out.ctypes.data, weight.ctypes.data, ends.ctypes.data
     weight_size, ends_size = weight.size // len(weight), 4 * ends.size // len(ends)
     many = POSITIONS if amx else _VECTOR_POSITIONS
-    stop = len(out) - columns - 1
+    # From the first position that is no border to the last. Borders between them are overwritten,
+    # and up to POSITIONS - 1 positions behind them.
+    stop = positions - columns - 1
     if amx:
         _begin_amx()  # type: ignore[call-arg]
     for part in range(columns + 1, stop, _MANY_TILES * many):
@@ -414,6 +473,9 @@ def convolve(
                 if used < size:
                     for p in range(min(many, stop - place)):
                         for c in range(used):
-                            out[place + p, t * size + c] = scratch[p, c]
+                            flat[place + p, t * size + c] = scratch[p, c]
     if amx:
         _end_amx()
+    if not wide:
+        _set_border(out)
+    return out

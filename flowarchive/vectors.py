@@ -61,6 +61,9 @@ class Value:
     def __and__(self, other: Value | int) -> Value:
         return self._joined("and_", other)
 
+    def __or__(self, other: Value | int) -> Value:
+        return self._joined("or_", other)
+
     def __lshift__(self, other: Value | int) -> Value:
         return self._joined("shl", other)
 
@@ -70,6 +73,10 @@ class Value:
     def clamped(self, low: Value | int, high: Value | int) -> Value:
         """The nearest integer in low..high."""
         return self._chosen("<", low)._chosen(">", high)
+
+    def at_least(self, low: Value | int) -> Value:
+        """The greater integer."""
+        return self._chosen("<", low)
 
     def at_most(self, high: Value | int) -> Value:
         """The lesser integer."""
@@ -90,10 +97,12 @@ class Value:
         return self._of(self._builder.select(holds, other.value, self.value))
 
     def to(self, kind: Any) -> Value:
-        """An integer of another width, or as a float."""
+        """An integer of another width, or as a float; a float without its fraction."""
         new, old = (k.element if isinstance(k, ir.VectorType) else k for k in (kind, self.kind))
         if isinstance(new, ir.DoubleType):
             return self._of(self._builder.sitofp(self.value, kind))
+        if isinstance(old, ir.DoubleType):
+            return self._of(self._builder.fptosi(self.value, kind))
         widen = new.width > old.width
         return self._of((self._builder.sext if widen else self._builder.trunc)(self.value, kind))
 
@@ -124,6 +133,21 @@ class Value:
         """Put something at this address, which may have any alignment."""
         place = self._builder.inttoptr(self.value, value.kind.as_pointer())
         self._builder.store(value.value, place).align = 1
+
+    def store_first(self, value: Value, count: Value) -> None:
+        """Put the first lanes of a vector, no more than `count`, at this address."""
+        kind, size = value.kind, value.kind.count
+        mask, pointer = lanes(ir.IntType(1), size), kind.as_pointer()
+        few = count.spread(size)
+        places = few.constant(list(range(size)))
+        self.call(
+            f"llvm.masked.store.v{size}i{kind.element.width}.p0",
+            ir.FunctionType(ir.VoidType(), [kind, pointer, INT32, mask]),
+            value,
+            self._of(self._builder.inttoptr(self.value, pointer)),
+            self._of(ir.Constant(INT32, 1)),
+            self._of(self._builder.icmp_signed("<", places.value, few.value)),
+        )
 
     def gather(self, kind: Any) -> Value:
         """The numbers that lie at these addresses, whole multiples of their size."""
@@ -179,6 +203,11 @@ class Value:
         """Repeat what is written under `with` as often as this number says, with an index."""
         return _repeat(self._builder, self)
 
+    def equals(self, number: int) -> Any:
+        """Do what is written under `with` where this is a number."""
+        holds = self._builder.icmp_signed("==", self.value, self._other(number).value)
+        return self._builder.if_then(holds)
+
     def variable(self) -> Variable:
         """A variable that begins with this value."""
         return Variable(self._builder, self)
@@ -200,6 +229,20 @@ class Value:
         limit = self._other(bound).value
         passed = self._builder.icmp_signed(relation, self.value, limit)
         return self._of(self._builder.select(passed, limit, self.value))
+
+
+def interleaved(vectors: list[Value]) -> list[Value]:
+    """Put the first lanes of vectors behind each other, then the second ones, and so on."""
+    count, size = len(vectors), vectors[0].kind.count
+    out = []
+    for start in range(0, count * size, size):
+        place = range(start, start + size)
+        found = vectors[0].picked([n // count for n in place])
+        for k, vector in enumerate(vectors[1:], 1):
+            lanes_of = [size + n // count if n % count == k else n - start for n in place]
+            found = found.picked(lanes_of, vector)
+        out.append(found)
+    return out
 
 
 class Variable:

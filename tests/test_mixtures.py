@@ -33,10 +33,11 @@ def plain(
 
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("components", [4, 5])
+@pytest.mark.parametrize("columns", [5, 16, 37])
 @pytest.mark.parametrize("spread", [3, 300, 32768])
-def test_mixtures_are_the_integers_of_the_rule(spread, components, shift):
+def test_mixtures_are_the_integers_of_the_rule(spread, columns, components, shift):
     random = np.random.default_rng(spread)
-    count, rows, columns = 2, 3, 5
+    count, rows = 2, 3
     head = random.integers(-spread, spread, (count, rows + 3, columns + 3, 16)).astype(np.int16)
     head[..., 2 * components : 3 * components] = random.integers(-20, 210, (*head.shape[:3], 1))
     anchors = random.integers(-1 << 24, 1 << 24, (count, rows + 1, columns + 1, components))

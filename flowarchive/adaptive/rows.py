@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from flowarchive.adaptive.samples import (
     CHROMA_TAPS,
     LUMA_TAPS,
-    NEIGHBORS,
     PARITY,
     PITCH,
     distances,
     find_row,
-    with_room,
 )
-from flowarchive.lattice import BORDER, Int32
+from flowarchive.lattice import BORDER, NEIGHBORS, Int32, with_room
 from flowarchive.loops import compiled
 from flowarchive.vectors import INT16, INT32, INT64, Value, has_vnni, lanes
 

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from flowarchive.lattice import BORDER, PHASES, Int32
+from flowarchive.lattice import BORDER, NEIGHBORS, PHASES, Int32
 from flowarchive.loops import compiled
 from flowarchive.vectors import INT16, INT32, INT64, Value, lanes
 
@@ -27,9 +27,6 @@ FEATURE_LIMIT = (1 << 10) - 1
 
 PITCH = 48
 """From the features of a sample to those of the next. Behind the taps stands that of the target."""
-
-NEIGHBORS = 16
-"""Samples that are worked on at a time."""
 
 # Sum of the four nearest samples' distances to S, in quarters: 2, 5 and 10 steps each.
 _SPREAD_EDGES = (32, 80, 160)
@@ -52,17 +49,6 @@ _NEAR, _AT_PATCH, _AT_PLUS = 0, 12, 25
 _DISTANCES = 30
 
 _SAMPLES, _FEATURES = lanes(INT32, NEIGHBORS), lanes(INT16, NEIGHBORS)
-
-
-@compiled
-def with_room(plane: Int32, columns: int) -> Int32:
-    """Return a plane, flat, such that NEIGHBORS samples can be read wherever one is."""
-    flat = plane.reshape(-1)
-    if columns >= NEIGHBORS:
-        return flat
-    larger = np.empty(flat.size + 2 * NEIGHBORS, dtype=np.int32)
-    larger[: flat.size] = flat
-    return larger
 
 
 @compiled
@@ -105,7 +91,7 @@ def find_row(
         amounts: int16 [columns], alike, what the samples count.
         classes: int32 [columns], alike.
         base: int32 [columns], alike, S.
-        plane: From `with_room`, and so the rest.
+        plane: From `lattice.with_room`, and so the rest.
         ref1: See `plane`.
         ref2: See `plane`.
         luma: See `plane`.

@@ -10,6 +10,7 @@ docs/format.md, "Entropy models", defines every step; here are its frozen tables
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from functools import cache
 from typing import Any
@@ -228,15 +229,44 @@ def _write_ends(
     """Write the code of `_find_ends`."""
     whole = lanes(INT64, LANES)
     symbols = z.load(whole)
-    edge = (symbols * 2 - 1) * 128
     rows = row.load(whole) * (components * 4).spread(LANES)
-    sigmoids, octave = packed.spread(LANES), reciprocals.spread(LANES)
+    arrays = scale, weight, mean
+    bounds = low, high, total
+    write_ends(
+        symbols,
+        components,
+        lambda k: [((array + k * 4).spread(LANES) + rows).gather(INT32) for array in arrays],
+        bounds,
+        (packed, reciprocals),
+        (left, right),
+    )
+
+
+def write_ends(
+    symbols: Value,
+    components: Value,
+    parameters: Callable[[Value], list[Value]],
+    bounds: tuple[Value, Value, Value],
+    tables: tuple[Value, Value],
+    ends: tuple[Value, Value],
+) -> None:
+    """Write the code of C(z) and C(z + 1) of LANES symbols.
+
+    Args:
+        symbols: int64.
+        components: K.
+        parameters: Gives scales, weights and means of a component, int32.
+        bounds: The least symbol, the greatest, and 2**precision.
+        tables: Addresses of the packed sigmoid and of the reciprocals.
+        ends: Addresses of what is written.
+    """
+    whole = symbols.kind
+    low, high, total = bounds
+    sigmoids, octave = (table.spread(LANES) for table in tables)
+    edge = (symbols * 2 - 1) * 128
     sums = [symbols.constant(0).variable() for _ in range(2)]
     with components.range() as k:
-        index, share, center = (
-            ((array + k * 4).spread(LANES) + rows).gather(INT32).to(whole)
-            for array in (scale, weight, mean)
-        )
+        index, share, center = (value.to(whole) for value in parameters(k))
         reciprocal, shift = (octave + (index & 7) * 8).gather(INT64), (index >> 3) + 7
         for n, end in enumerate(sums):
             distance = edge - center + 256 * n
@@ -247,6 +277,7 @@ def _write_ends(
     below, upto = (
         (((end.get() >> _SUM_DROP) * mass) >> _SUM_BITS) + place + n for n, end in enumerate(sums)
     )
+    left, right = ends
     nothing, all_ = symbols.constant(0), total.spread(LANES)
     left.store(below.unless(symbols, "==", low.spread(LANES), nothing))
     right.store(upto.unless(symbols, "==", high.spread(LANES), all_))
@@ -307,6 +338,62 @@ def find_intervals(
             freq[base + j] = right[j] - left[j]
 
 
+@intrinsic
+def _try_first(
+    typing: Any, heads: Any, precision: Any, components: Any, mean: Any, scale: Any, weight: Any,
+    low: Any, high: Any, packed: Any, reciprocals: Any, quantiles: Any, spreads: Any, room: Any,
+    slots: Any, z: Any, left: Any, right: Any,
+) -> Any:  # fmt: skip
+    """Write slots, first guesses and their ends of LANES neighbors.
+
+    Arrays are addresses, see `pop_symbols`, those of parameters of the first neighbor's row; `room`
+    is int32 [3 * K, LANES], overwritten.
+    """
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _write_first(*(Value(builder, value) for value in args))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 17), write
+
+
+def _write_first(
+    heads: Value, precision: Value, components: Value, mean: Value, scale: Value, weight: Value,
+    low: Value, high: Value, packed: Value, reciprocals: Value, quantiles: Value, spreads: Value,
+    room: Value, slots: Value, z: Value, left: Value, right: Value,
+) -> None:  # fmt: skip
+    """Write the code of `_try_first`."""
+    whole, narrow = lanes(INT64, LANES), lanes(INT32, LANES)
+    total = precision.constant(1) << precision
+    slot = heads.load(whole) & (total - 1).spread(LANES)
+    slots.store(slot)
+    part = (slot << _GUESS_BITS) >> precision.spread(LANES)
+    quantile = (quantiles.spread(LANES) + part * 8).gather(INT64)
+    rows = quantile.constant(list(range(LANES))) * (components * 4).spread(LANES)
+    guess = quantile.constant(0).variable()
+    place = 4 * LANES
+    with components.range() as k:
+        found = [
+            ((array + k * 4).spread(LANES) + rows).gather(INT32) for array in (scale, weight, mean)
+        ]
+        for n, values in enumerate(found):
+            (room + (k * 3 + n) * place).store(values)
+        index, share, center = (values.to(whole) for values in found)
+        spread = (spreads.spread(LANES) + index * 8).gather(INT64)
+        guess.set(guess.get() + share * (center + ((quantile * spread) >> _GUESS_SHIFT)))
+    symbols = ((guess.get() >> WEIGHT_BITS) + 128) >> MEAN_BITS
+    symbols = symbols.clamped(low.spread(LANES), high.spread(LANES))
+    z.store(symbols)
+    write_ends(
+        symbols,
+        components,
+        lambda k: [(room + (k * 3 + n) * place).load(narrow) for n in range(3)],
+        (low, high, total),
+        (packed, reciprocals),
+        (left, right),
+    )
+
+
 @compiled
 def pop_symbols(
     head: Uint64,
@@ -343,18 +430,42 @@ def pop_symbols(
     bottom = np.empty(lanes, np.int64)
     top = np.empty(lanes, np.int64)
     slots = np.empty(lanes, np.int64)
+    room = np.empty(3 * components * LANES, np.int32)
     total = 1 << precision
     shift = np.uint64(precision)
     mask = np.uint64(total - 1)
     for base in range(0, symbols.size, lanes):
         width = min(lanes, symbols.size - base)
+        whole = width // LANES * LANES
+        # The mean of the components' own quantiles is near the mixture's quantile.
+        for first in range(0, whole, LANES):
+            start = 4 * (base + first) * components
+            _try_first(
+                head.ctypes.data + 8 * first,
+                precision,
+                components,
+                mean.ctypes.data + start,
+                scale.ctypes.data + start,
+                weight.ctypes.data + start,
+                low,
+                high,
+                packed.ctypes.data,
+                reciprocals.ctypes.data,
+                quantiles.ctypes.data,
+                spreads.ctypes.data,
+                room.ctypes.data,
+                slots.ctypes.data + 8 * first,
+                z.ctypes.data + 8 * first,
+                left.ctypes.data + 8 * first,
+                right.ctypes.data + 8 * first,
+            )  # type: ignore[call-arg]
         for lane in range(width):
-            slot = np.int64(head[lane] & mask)
-            slots[lane] = slot
             row[lane] = base + lane
             bottom[lane] = low
             top[lane] = high
-            # The mean of the components' own quantiles is near the mixture's quantile.
+        for lane in range(whole, width):
+            slot = np.int64(head[lane] & mask)
+            slots[lane] = slot
             quantile = quantiles[np.uint64((slot << _GUESS_BITS) >> precision)]
             guess = np.int64(0)
             for k in range(components):
@@ -367,12 +478,13 @@ def pop_symbols(
 
         # The symbols still searched for stand at the front of the arrays.
         searched = width
+        known = whole
         tries = 0
         while searched > 0:
             _ends(
-                z,
-                row,
-                searched,
+                z[known:],
+                row[known:],
+                searched - known,
                 components,
                 mean,
                 scale,
@@ -382,8 +494,8 @@ def pop_symbols(
                 total,
                 packed,
                 reciprocals,
-                left,
-                right,
+                left[known:],
+                right[known:],
             )
             missed = 0
             for j in range(searched):
@@ -410,6 +522,7 @@ def pop_symbols(
                 row[missed] = row[j]
                 missed += 1
             searched = missed
+            known = 0
             tries += 1
         size = refill_row(head, tail, size, width)
         if size < 0:
@@ -420,14 +533,45 @@ def pop_symbols(
 @compiled
 def are_parameters(scale: Int32, weight: Int32) -> bool:
     """Whether scales are indices of the table, and weights at least 0 and 2**12 in each row."""
-    for i in range(weight.shape[0]):
+    rows, components = weight.shape
+    # Their addresses are used below; this refuses arrays that are not contiguous.
+    index, share = scale.reshape(-1), weight.reshape(-1)
+    wrong = np.zeros(LANES, dtype=np.int64)
+    whole = rows // LANES * LANES
+    for i in range(0, whole, LANES):
+        at = 4 * i * components
+        _check_rows(index.ctypes.data + at, share.ctypes.data + at, components, wrong.ctypes.data)  # type: ignore[call-arg]
+    for i in range(whole, rows):
         total = np.int64(0)
-        least = np.int64(0)
-        most = np.int64(0)
-        for k in range(weight.shape[1]):
+        for k in range(components):
             total += weight[i, k]
-            least = min(least, np.int64(weight[i, k]), np.int64(scale[i, k]))
-            most = max(most, np.int64(scale[i, k]))
-        if total != 1 << WEIGHT_BITS or least < 0 or most >= SCALE_COUNT:
-            return False
-    return True
+            wrong[0] |= scale[i, k] < 0 or scale[i, k] >= SCALE_COUNT or weight[i, k] < 0
+        wrong[0] |= total != 1 << WEIGHT_BITS
+    return not wrong.any()
+
+
+@intrinsic
+def _check_rows(typing: Any, scale: Any, weight: Any, components: Any, wrong: Any) -> Any:
+    """Set bits in `wrong`, int64 [LANES], where `are_parameters` refuses one of as many rows.
+
+    Arrays are addresses.
+    """
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scale, weight, components, wrong = (Value(builder, value) for value in args)
+        before = wrong.load(lanes(INT64, LANES))
+        rows = before.constant(list(range(LANES))) * (components * 4).spread(LANES)
+        total, negative = (before.constant(0).variable() for _ in range(2))
+        with components.range() as k:
+            index, share = (
+                ((array + k * 4).spread(LANES) + rows).gather(INT32).to(before.kind)
+                for array in (scale, weight)
+            )
+            total.set(total.get() + share)
+            negative.set(
+                negative.get() | index | (before.constant(SCALE_COUNT - 1) - index) | share
+            )
+        wrong.store(before | (total.get() - (1 << WEIGHT_BITS)) | (negative.get() >> 63))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), write

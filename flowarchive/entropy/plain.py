@@ -124,6 +124,8 @@ class Table:
 def as_int32(name: str, values: ArrayLike) -> Int32:
     """Give integers as a contiguous int32 array; ValueError where that would change one."""
     array = np.asarray(values)
+    if array.dtype == np.int32 and array.flags.c_contiguous:
+        return array
     if array.dtype.kind not in "iu" and array.size:
         raise ValueError(f"{name} must be integers, not {array.dtype}")
     narrow = np.ascontiguousarray(array, dtype=np.int32)

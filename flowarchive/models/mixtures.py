@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from flowarchive.adaptive.correction import BUCKET_BITS
 from flowarchive.entropy import SCALE_COUNT, SCALES_PER_OCTAVE, WEIGHT_BITS
+from flowarchive.features import INTER_ANCHORS, INTRA_ANCHORS
 from flowarchive.int8 import Int16
+from flowarchive.lattice import NEIGHBORS
 from flowarchive.loops import compiled
+from flowarchive.vectors import FLOAT64, INT32, INT64, Value, interleaved, lanes
 
 Int32 = NDArray[np.int32]
 
 SCALE_MAX = SCALE_COUNT - 1
 WEIGHT_STEPS = 16  # steps in an octave of a weight's logarithm
-
-# Flat arrays are indexed by uint64, so that no index is tested for being negative.
-_ONE = np.uint64(1)
 
 
 class Mixtures(NamedTuple):
@@ -50,10 +52,10 @@ class Mixtures(NamedTuple):
         """Turn a head's integers and anchors into mixtures.
 
         Args:
-            head: int16 [N, gh + 2, gw + 2, 3K or more], inside an unused border: logarithms of
-                weights, offsets of means, offsets of scales. What there are no mixtures for is
-                left out.
-            anchors: int32 [N, gh, gw, K].
+            head: int16 [N, gh + 2, gw + 2, C], inside an unused border: logarithms of weights,
+                offsets of means, offsets of scales; C is even and 3K or more. What there are no
+                mixtures for is left out.
+            anchors: int32 [N, gh, gw, K], K one of INTRA_ANCHORS and INTER_ANCHORS.
             offsets: Corrections of the scales; see `ScaleCorrection`.
             shift: Low bits the network has not seen.
         """
@@ -88,52 +90,142 @@ def _fill(
     corrected: Int32,
     weight: Int32,
 ) -> None:
-    count, rows, columns, _ = mean.shape
-    size, step = np.uint64(mean.shape[3]), np.uint64(head.shape[3])
-    said, anchor = head.reshape(-1), anchors.reshape(-1)
+    count, rows, columns, components = mean.shape
+    head_step, step = 2 * head.shape[3], 4 * components
+    # Their addresses are used below; this refuses arrays that are not contiguous.
+    said, near, added = head.reshape(-1), anchors.reshape(-1), offsets.reshape(-1)
     means, predicted = mean.reshape(-1), scale.reshape(-1)
     used, weights = corrected.reshape(-1), weight.reshape(-1)
-    up = np.int32(SCALES_PER_OCTAVE * shift)
-    least, most = np.int32(0), np.int32(SCALE_MAX)
-    at = np.uint64(0)
+    narrow = columns < NEIGHBORS
+    room = np.empty((4, NEIGHBORS * components), dtype=np.int32)
     for n in range(count):
         for i in range(rows):
-            logs = np.uint64((n * head.shape[1] + i + 1) * head.shape[2] + 1) * step
-            near = np.uint64((n * anchors.shape[1] + i) * anchors.shape[2]) * size
-            for _ in range(columns):
-                highest = np.int32(said[logs])
-                for k in range(_ONE, size):
-                    highest = max(highest, np.int32(said[logs + k]))
-                total = np.int32(0)
-                best = np.uint64(0)
-                for back in range(size):
-                    last = size - _ONE - back
-                    below = np.uint32(highest - np.int32(said[logs + last]))
-                    best = last if below == 0 else best
-                    octaves = min(below >> np.uint32(4), np.uint32(31))
-                    share = np.int32(table[below & np.uint32(WEIGHT_STEPS - 1)] >> octaves)
-                    weights[at + last] = share
-                    total = np.int32(total + share)
-                # The quotient of share * 2**WEIGHT_BITS, below 2**27, and total, below 2**18, is
-                # an integer or at least 2**-18 below the next one: rounding cannot reach that.
-                unit = (1 << WEIGHT_BITS) / np.float64(total)
-                left = np.int32(1 << WEIGHT_BITS)
-                middle = np.int32(0)
-                for k in range(size):
-                    share = np.int32(np.float64(weights[at + k]) * unit + 2.0**-20)
-                    index = np.int32(np.int32(said[logs + size + size + k]) + up)
-                    index = min(max(index, least), most)
-                    means[at + k] = anchor[near + k] + (np.int64(said[logs + size + k]) << shift)
-                    predicted[at + k] = index
-                    weights[at + k] = share
-                    middle = np.int32(middle + np.int32(share * index))
-                    left = np.int32(left - share)
-                weights[at + best] += left
-                middle = np.int32(middle + left * predicted[at + best])
-                offset = offsets[np.uint32(middle) >> np.uint32(WEIGHT_BITS + BUCKET_BITS)]
-                for k in range(size):
-                    index = np.int32(predicted[at + k] + offset)
-                    used[at + k] = min(max(index, least), most)
-                at += size
-                logs += step
-                near += size
+            logs = ((n * head.shape[1] + i + 1) * head.shape[2] + 1) * head_step
+            anchor = (n * anchors.shape[1] + i) * anchors.shape[2] * step
+            row = (n * rows + i) * columns * step
+            for first in range(0, columns, NEIGHBORS):
+                # The last tile overlaps the one before, so that it ends where the row does.
+                x = max(min(first, columns - NEIGHBORS), 0)
+                at = row + x * step
+                tile = (
+                    said.ctypes.data + logs + x * head_step,
+                    head_step,
+                    near.ctypes.data + anchor + x * step,
+                    min(columns, NEIGHBORS) - 1,
+                    added.ctypes.data,
+                    shift,
+                    table.ctypes.data,
+                    room[0].ctypes.data if narrow else means.ctypes.data + at,
+                    room[1].ctypes.data if narrow else predicted.ctypes.data + at,
+                    room[2].ctypes.data if narrow else used.ctypes.data + at,
+                    room[3].ctypes.data if narrow else weights.ctypes.data + at,
+                )
+                if components == INTER_ANCHORS:
+                    _inter_tile(*tile)
+                else:
+                    _intra_tile(*tile)
+            if narrow:
+                begin, size = (n * rows + i) * columns * components, columns * components
+                means[begin : begin + size] = room[0, :size]
+                predicted[begin : begin + size] = room[1, :size]
+                used[begin : begin + size] = room[2, :size]
+                weights[begin : begin + size] = room[3, :size]
+
+
+class _Tile:
+    """Writes the code that makes the mixtures of NEIGHBORS neighbors.
+
+    Args:
+        components: K.
+        values: Addresses of a head and of anchors, with the distance in bytes from position to
+            position after the former and how many positions follow the first after the latter;
+            of offsets, with the shift; of the table; and of `Mixtures`.
+    """
+
+    def __init__(self, components: int, values: list[Value]) -> None:
+        self._components = components
+        head, step, anchors, last, self._offsets, shift, self._table, *self._out = values
+        places = last.spread(NEIGHBORS)
+        # Where there are fewer positions the last one is looked at again.
+        places = places.constant(list(range(NEIGHBORS))).at_most(places)
+        self._head = head.spread(NEIGHBORS) + places * step.spread(NEIGHBORS)
+        self._anchors = anchors.spread(NEIGHBORS) + places * (4 * components)
+        self._shift = shift.to(INT32).spread(NEIGHBORS)
+
+    def write(self) -> None:
+        """Write the code."""
+        logs, moves, widths = self._said()
+        mean = [
+            (self._anchors + 4 * k).gather(INT32) + (move << self._shift)
+            for k, move in enumerate(moves)
+        ]
+        up = self._shift * SCALES_PER_OCTAVE
+        scale = [(width + up).clamped(0, SCALE_MAX) for width in widths]
+        weight = self._weights(logs)
+        middle = _sum([share * index for share, index in zip(weight, scale, strict=True)])
+        offset = self._look_up(self._offsets, middle >> (WEIGHT_BITS + BUCKET_BITS))
+        corrected = [(index + offset).clamped(0, SCALE_MAX) for index in scale]
+        for start, values in zip(self._out, (mean, scale, corrected, weight), strict=True):
+            for n, vector in enumerate(interleaved(values)):
+                (start + 4 * NEIGHBORS * n).store(vector)
+
+    def _said(self) -> tuple[list[Value], list[Value], list[Value]]:
+        """What the head says of each component: logarithm, offset of the mean, of the scale."""
+        count = self._components
+        pairs = ((self._head + 2 * n).gather(INT32) for n in range(0, 3 * count, 2))
+        flat = [half for pair in pairs for half in ((pair << 16) >> 16, pair >> 16)]
+        return flat[:count], flat[count : 2 * count], flat[2 * count : 3 * count]
+
+    def _weights(self, logs: list[Value]) -> list[Value]:
+        """Weights by their logarithms; the first of the greatest gets what rounding leaves."""
+        highest = logs[0]
+        for log in logs[1:]:
+            highest = highest.at_least(log)
+        below = [highest - log for log in logs]
+        shares = [
+            self._look_up(self._table, rest & (WEIGHT_STEPS - 1)) >> (rest >> 4).at_most(31)
+            for rest in below
+        ]
+        # The quotient of share * 2**WEIGHT_BITS, below 2**27, and total, below 2**18, is an
+        # integer or at least 2**-18 below the next one: rounding cannot reach that.
+        floats = lanes(FLOAT64, NEIGHBORS)
+        total = _sum(shares).to(floats)
+        unit = total.constant(float(1 << WEIGHT_BITS)) / total
+        small, whole = total.constant(2.0**-20), highest.kind
+        weights = [(share.to(floats) * unit + small).to(whole) for share in shares]
+        nothing = highest.constant(0)
+        left = highest.constant(1 << WEIGHT_BITS) - _sum(weights)
+        for k, rest in enumerate(below):
+            weights[k] += nothing.unless(rest, "==", nothing, left)
+            left = left.unless(rest, "==", nothing, nothing)
+        return weights
+
+    def _look_up(self, table: Value, index: Value) -> Value:
+        """Entries of a table of int32."""
+        return (table.spread(NEIGHBORS) + index.to(lanes(INT64, NEIGHBORS)) * 4).gather(INT32)
+
+
+def _sum(values: list[Value]) -> Value:
+    total = values[0]
+    for value in values[1:]:
+        total += value
+    return total
+
+
+def _tile_of(components: int) -> Any:
+    """Make what writes the mixtures of NEIGHBORS neighbors; see `_Tile`."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _Tile(components, [Value(builder, value) for value in args]).write()
+        return context.get_dummy_value()
+
+    def tile(
+        typing: Any, head: Any, step: Any, anchors: Any, last: Any, offsets: Any, shift: Any,
+        table: Any, mean: Any, scale: Any, corrected: Any, weight: Any,
+    ) -> Any:  # fmt: skip
+        return types.void(*[types.intp] * 11), write
+
+    return intrinsic(tile)
+
+
+_intra_tile, _inter_tile = _tile_of(INTRA_ANCHORS), _tile_of(INTER_ANCHORS)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -92,7 +93,7 @@ class Range:
     bits: int
     shift: int
 
-    @property
+    @cached_property
     def coder(self) -> LogisticMixture:
         """The entropy model that holds every sample."""
         return LogisticMixture(self.low, self.high, 24 + (self.bits - 8) // 2)

@@ -17,11 +17,16 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from flowarchive.loops import compiled
 from flowarchive.motion.field import BLOCK, Field, check_field
+from flowarchive.vectors import INT32, Value, lanes
 
 Int32 = NDArray[np.int32]
 
@@ -55,7 +60,10 @@ FILTERS: Int32 = np.array(
 _RUN = 8
 """Most blocks of a row that are compensated at once."""
 
-_SIDE = 4 * BLOCK
+# Samples of a row that are filtered at a time, and the room that they need to be read.
+_LANES = 16
+_ROOM = _LANES + TAPS
+_SAMPLES = lanes(INT32, _LANES)
 
 
 def compensate(
@@ -84,11 +92,9 @@ def compensate(
     fold_y, fold_x = (_fold(full, part) for full, part in zip(luma_shape, plane.shape, strict=True))
     source = np.ascontiguousarray(plane)
     target = np.empty_like(source)
-    rows = np.empty((_SIDE + TAPS, _RUN * BLOCK), dtype=np.int32)
-    patch = np.empty((_SIDE + TAPS, _RUN * BLOCK + TAPS), dtype=np.int32)
     _compensate(
         source, vectors, BLOCK // fold_y, BLOCK // fold_x, 4 // fold_y, 4 // fold_x,
-        low << VALUE_BITS, high << VALUE_BITS, target, rows, patch, FILTERS,
+        low << VALUE_BITS, high << VALUE_BITS, target, FILTERS,
     )  # fmt: skip
     return target
 
@@ -112,12 +118,12 @@ def _compensate(
     low: int,
     high: int,
     target: Int32,
-    rows: Int32,
-    patch: Int32,
     filters: Int32,
 ) -> None:
     """Compensate run by run: blocks of a row that share a vector go together."""
     height, width = plane.shape
+    rows = np.empty((BLOCK + TAPS, _LANES), dtype=np.int32)
+    patch = np.empty((BLOCK + TAPS, _RUN * BLOCK + _ROOM), dtype=np.int32)
     for i in range(field.shape[0]):
         top = i * block_y
         tall = min(block_y, height - top)
@@ -141,18 +147,19 @@ def _compensate(
             x = left + (dx >> 4)
             phase_y = dy & 15
             phase_x = dx & 15
-            inside = y >= BEFORE and x >= BEFORE
-            if inside and y + tall + 5 <= height and x + wide + 5 <= width:
-                source = plane[
-                    y - BEFORE : y + tall + TAPS - BEFORE, x - BEFORE : x + wide + TAPS - BEFORE
-                ]
+            begin = (y - BEFORE) * width + x - BEFORE
+            stop = begin + (tall + TAPS - 1) * width + wide + _ROOM
+            if y >= BEFORE and x >= BEFORE and x + wide + 5 <= width and stop <= plane.size:
+                source, pitch = plane.ctypes.data + 4 * begin, 4 * width
             else:
                 _gather(plane, y - BEFORE, x - BEFORE, tall + TAPS, wide + TAPS, patch)
-                source = patch[: tall + TAPS, : wide + TAPS]
-            _predict(
-                source, filters[phase_y], filters[phase_x], phase_y != 0, phase_x != 0,
-                low, high, target[top : top + tall, left : left + wide], rows,
-            )  # fmt: skip
+                source, pitch = patch.ctypes.data, 4 * patch.shape[1]
+            for c in range(0, wide, _LANES):
+                to = target.ctypes.data + 4 * (top * width + left + c)
+                _predict(
+                    source + 4 * c, pitch, filters[phase_y], filters[phase_x], low, high,
+                    to, 4 * width, tall, min(wide - c, _LANES), rows,
+                )  # fmt: skip
 
 
 @compiled
@@ -167,65 +174,77 @@ def _gather(plane: Int32, y: int, x: int, tall: int, wide: int, patch: Int32) ->
 
 @compiled
 def _predict(
-    source: Int32,
+    source: int,
+    pitch: int,
     filter_y: Int32,
     filter_x: Int32,
-    between_y: bool,
-    between_x: bool,
     low: int,
     high: int,
-    target: Int32,
+    target: int,
+    target_pitch: int,
+    tall: int,
+    wide: int,
     rows: Int32,
 ) -> None:
-    """Filter one rectangle; `source` begins three samples above and to the left of it."""
-    tall, wide = target.shape
-    least = np.int32(low)
-    most = np.int32(high)
-    if between_x:
-        first = 0 if between_y else BEFORE
-        last = tall + TAPS - 1 if between_y else tall + BEFORE
-        a, b, c, d, e, f, g, h = filter_x
-        for i in range(first, last):
-            s = source[i]
-            t = rows[i]
-            for j in range(wide):
-                t[j] = (
-                    a * s[j] + b * s[j + 1] + c * s[j + 2] + d * s[j + 3]
-                    + e * s[j + 4] + f * s[j + 5] + g * s[j + 6] + h * s[j + 7]
-                )  # fmt: skip
-        if not between_y:
-            for i in range(tall):
-                t = rows[i + BEFORE]
-                r = target[i]
-                for j in range(wide):
-                    r[j] = min(max(np.int32(np.int32(t[j] + 8) >> 4), least), most)
-            return
-    elif not between_y:
-        for i in range(tall):
-            s = source[i + BEFORE]
-            r = target[i]
-            for j in range(wide):
-                r[j] = min(max(np.int32(s[j + BEFORE] << 2), least), most)
-        return
-    a, b, c, d, e, f, g, h = filter_y
-    bias = np.int32(512 if between_x else 8)
-    shift = np.int32(10 if between_x else 4)
+    """Filter up to _LANES columns.
+
+    Args:
+        source: Address of the sample that is BEFORE samples above and to the left of the first.
+        pitch: From one row to the next, in bytes.
+        filter_y: int32 [TAPS], from top to bottom.
+        filter_x: Alike, from left to right.
+        low: The least value.
+        high: The greatest.
+        target: Address of the first value.
+        target_pitch: From one row to the next, in bytes.
+        tall: How many rows.
+        wide: How many columns.
+        rows: int32 [tall + TAPS, _LANES], overwritten.
+    """
+    start = rows.ctypes.data
+    for i in range(tall + TAPS - 1):
+        row = start + 4 * _LANES * i
+        _filter_across(row, source + pitch * i, filter_x.ctypes.data)  # type: ignore[call-arg]
     for i in range(tall):
-        r = target[i]
-        if between_x:
-            for j in range(wide):
-                r[j] = (
-                    a * rows[i, j] + b * rows[i + 1, j] + c * rows[i + 2, j] + d * rows[i + 3, j]
-                    + e * rows[i + 4, j] + f * rows[i + 5, j] + g * rows[i + 6, j]
-                    + h * rows[i + 7, j] + bias
-                )  # fmt: skip
-        else:
-            for j in range(wide):
-                k = j + BEFORE
-                r[j] = (
-                    a * source[i, k] + b * source[i + 1, k] + c * source[i + 2, k]
-                    + d * source[i + 3, k] + e * source[i + 4, k] + f * source[i + 5, k]
-                    + g * source[i + 6, k] + h * source[i + 7, k] + bias
-                )  # fmt: skip
-        for j in range(wide):
-            r[j] = min(max(np.int32(r[j] >> shift), least), most)
+        row, out = start + 4 * _LANES * i, target + target_pitch * i
+        _filter_down(out, row, filter_y.ctypes.data, low, high, wide)  # type: ignore[call-arg]
+
+
+def _filtered(source: Value, step: int, taps: Value) -> Value:
+    """_LANES samples, filtered with those that follow `step` bytes apart."""
+    products = [
+        (source + step * k).load(_SAMPLES) * (taps + 4 * k).load(INT32).spread(_LANES)
+        for k in range(TAPS)
+    ]
+    total = products[0]
+    for product in products[1:]:
+        total += product
+    return total
+
+
+@intrinsic
+def _filter_across(typing: Any, out: Any, source: Any, taps: Any) -> Any:
+    """Write sums of _LANES columns; the arguments are addresses."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out, source, taps = (Value(builder, value) for value in args)
+        out.store(_filtered(source, 4, taps))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), write
+
+
+@intrinsic
+def _filter_down(
+    typing: Any, out: Any, source: Any, taps: Any, low: Any, high: Any, count: Any
+) -> Any:
+    """Write the values of `count` columns; the first three arguments are addresses."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out, source, taps, low, high, count = (Value(builder, value) for value in args)
+        least, most = (bound.to(INT32).spread(_LANES) for bound in (low, high))
+        value = (_filtered(source, 4 * _LANES, taps) + 512) >> 10
+        out.store_first(value.clamped(least, most), count)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), write
