@@ -31,7 +31,7 @@ from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.together import Together
 from flowarchive.models.video import VideoModel
-from triton_kernels import convolution, filters, host, picture, rans, search, uniform
+from triton_kernels import convolution, filters, host, maps, picture, rans, search
 from triton_kernels.link import Traffic
 
 SHAPES = [(4, 5), (2, 3), (2, 3)]
@@ -203,7 +203,7 @@ def test_flows_cross_over(kernels, monkeypatch):
 
     Each goes its own way at a phase.
     """
-    moves = Runs(monkeypatch, uniform, "move_kernel")
+    moves = Runs(monkeypatch, maps, "affine_kernel")
     symbols = Runs(monkeypatch, rans, "pop_symbols_kernel")
     model = make_chain_model(seed=2)
     random = np.random.default_rng(1)
@@ -358,10 +358,15 @@ def test_who_is_interrupted_while_waiting_asks_for_nothing():
 def placed(kernels, monkeypatch) -> Any:
     """A stored model whose answers on a device a test decides: the interpreter takes long."""
     model = make_video_model(seed=3)
+    monkeypatch.setattr(store, "rehearse", lambda network: b"")
+    return stored(model, kernels, monkeypatch)
+
+
+def stored(model: VideoModel, kernels: Any, monkeypatch: Any) -> store.StoredModel:
+    """A model as out of a file, and nothing but the interpreter to place it on."""
     answer = {"known_answer": model.known_answer()}
     monkeypatch.setattr(store, "_metadata", lambda data: answer)
     monkeypatch.setattr(store, "select", lambda name: kernels)
-    monkeypatch.setattr(store, "rehearse", lambda network: b"")
     return store.StoredModel("tiny", b"", model)
 
 
@@ -401,16 +406,16 @@ def test_a_model_that_codes_other_bits_is_not_placed(placed, monkeypatch):
     assert model._device is None
 
 
+class Broken:
+    """A kernel, or a rehearsal, that cannot be launched."""
+
+    def __getitem__(self, grid: object) -> None:
+        raise RuntimeError("Triton Error [CUDA]: invalid device context\nand a second line")
+
+
 @pytest.mark.parametrize("where", ["networks", "chunk"])
 def test_a_first_launch_may_fail(placed, monkeypatch, caplog, where):
     """Whatever a compiler or a driver says: one line, and the CPU for `auto`."""
-
-    class Broken:
-        """A kernel, or a rehearsal, that cannot be launched."""
-
-        def __getitem__(self, grid: object) -> None:
-            raise RuntimeError("Triton Error [CUDA]: invalid device context\nand a second line")
-
     model = placed.network
     if where == "networks":
         monkeypatch.setattr(convolution, "convolution_kernel", Broken())
@@ -442,6 +447,37 @@ def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
     popped = model.pop_frames
     monkeypatch.setattr(model, "pop_frames", lambda *args: reversed(list(popped(*args))))
     assert rehearse(model) is None
+
+
+FLOW_KERNELS = ["pop_base_kernel", "seen_kernel", "affine_kernel", "quantize_kernel"]
+
+
+def test_flows_are_rehearsed(kernels, monkeypatch):
+    """All that unpacking by a flow launches is launched before a user's archive is."""
+    runs = [Runs(monkeypatch, maps, name) for name in FLOW_KERNELS]
+    model = make_chain_model(seed=2)
+    answer = model.known_answer()
+    monkeypatch.setattr(model, "known_answer", lambda: answer)
+    assert store.place(stored(model, kernels, monkeypatch), "cuda") == kernels.name
+    assert all(run.grids for run in runs)
+    # Phases of the two levels, of luma and chroma, of three frames, but those without samples.
+    assert len(runs[0].grids) == 36
+
+
+@pytest.mark.parametrize("name", FLOW_KERNELS)
+def test_a_flow_that_cannot_be_launched_is_found_out(kernels, monkeypatch, caplog, name):
+    """One line, and the CPU for `auto`, before anything is unpacked."""
+    model = make_chain_model(seed=2)
+    answer = model.known_answer()
+    monkeypatch.setattr(model, "known_answer", lambda: answer)
+    monkeypatch.setattr(maps, name, Broken())
+    one = stored(model, kernels, monkeypatch)
+    assert store.place(one, "auto") == "cpu"
+    (message,) = caplog.messages
+    assert message.endswith("invalid device context; it runs on the CPU")
+    with pytest.raises(DeviceError, match="'tiny' cannot run on Triton's interpreter: RuntimeErr"):
+        store.place(one, "cuda")
+    assert model._device is None
 
 
 def test_a_driver_may_be_broken(monkeypatch):
