@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import make_chain_model
+from chains import TINY_CHAIN, make_chain_model
 from interpreted import Runs
 from models import make_video_model
 
@@ -25,13 +25,14 @@ from flowarchive import device, motion, planes, store
 from flowarchive.adaptive.solve import fade_and_solve, no_sums
 from flowarchive.ans import Message
 from flowarchive.archive import chunks
+from flowarchive.codec import find_intervals
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
 from flowarchive.models import form, plan
 from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.together import Together
 from flowarchive.models.video import VideoModel
-from triton_kernels import convolution, filters, host, maps, picture, rans, search
+from triton_kernels import convolution, filters, host, maps, picture, rans, search, stack
 from triton_kernels.link import Traffic
 
 SHAPES = [(4, 5), (2, 3), (2, 3)]
@@ -204,7 +205,13 @@ def test_flows_cross_over(kernels, monkeypatch):
     Each goes its own way at a phase.
     """
     moves = Runs(monkeypatch, maps, "affine_kernel")
-    symbols = Runs(monkeypatch, rans, "pop_symbols_kernel")
+    whose, find_turn = [], stack.Popper._turn
+
+    def spy(popper: stack.Popper, chunks: list[int]) -> torch.Tensor:
+        whose.append(tuple(chunks))
+        return find_turn(popper, chunks)
+
+    monkeypatch.setattr(stack.Popper, "_turn", spy)
     model = make_chain_model(seed=2)
     random = np.random.default_rng(1)
     texture = random.integers(-90, 90, (40, 40)).astype(np.int32)
@@ -228,12 +235,62 @@ def test_flows_cross_over(kernels, monkeypatch):
     for ours, chunk, message in zip(popped, given, messages, strict=True):
         assert_same(ours, chunk)
         assert message.is_drained
-    assert {*moves.grids, *symbols.grids} >= {(1,), (2,)}
+    assert set(moves.grids) == {(2,)}
+    assert set(whose) == {(0,), (1,), (0, 1)}
     # Packing goes on on the CPU: to the same bytes.
     launches = len(moves.grids)
     packed = pack_on(model, (kernels, None), given[0], "Y", 8)
     assert packed[0] == packed[1]
     assert len(moves.grids) == launches
+
+
+STRETCHED: dict[str, Any] = {
+    **TINY_CHAIN,
+    "flow": {**TINY_CHAIN["flow"], "layers": [{"kind": "coupling", "moved": [0, 1, 2, 3]}] * 16},
+}
+"""As many couplings as there may be, of all parts: with a high gain, going back gives bits."""
+
+
+def hostile() -> Message:
+    """Noise, with a chunk's front on top, from which STRETCHED unpacks more than it takes."""
+    random = np.random.default_rng(44)
+    heads = random.integers(1 << 31, 1 << 63, LANES, dtype=np.uint64).astype("<u8").tobytes()
+    message = Message.from_bytes(heads + random.bytes(4 * 150), LANES)
+    message.push(*find_intervals(form.SHIFTS, np.zeros(1, dtype=np.int32)))
+    return message
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_hostile_chunk_grows(kernels, monkeypatch, has_room):
+    """A message that becomes longer, step by step, is the CPU's; without room it is an error."""
+    model = make_chain_model(seed=2, config=STRETCHED, gain=60)
+    message = hostile()
+    words = [message.size]
+    expected = []
+    for frame in model.pop_frames(message, 2, [(12, 12)], "Y", 8):
+        expected.append(frame)
+        words.append(message.size)
+    assert words[0] < words[1] < words[2]
+    rooms = []
+    reserve = stack.Popper.reserve
+
+    def spy(popper: stack.Popper, words: int) -> None:
+        if has_room:
+            reserve(popper, words)
+        rooms.append(popper.messages.tail.shape[1])
+
+    monkeypatch.setattr(stack.Popper, "reserve", spy)
+    model.use(kernels)
+    ours, unknown = hostile(), [planes.blank([(12, 12)], "Y")] * 2
+    if has_room:
+        popped = model._device.pop_chunks([ours], unknown, Form("Y", 8))
+        assert_same(popped[0], expected)
+        assert ours.to_bytes() == message.to_bytes()
+        assert rooms == [size + 12 * 12 + LANES for size in words[:2]]
+    else:
+        with pytest.raises(MessageExhausted):
+            model._device.pop_chunks([ours], unknown, Form("Y", 8))
+        assert ours.to_bytes() == hostile().to_bytes()
 
 
 def test_one_frame_crosses_over(kernels):
@@ -439,17 +496,25 @@ def test_a_first_launch_may_fail(placed, monkeypatch, caplog, where):
 
 
 def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
-    """On the CPU here: its bytes are those of its frames, and frames that differ are seen."""
+    """On the CPU here: all kinds of steps are taken, and frames that differ are seen."""
     model = make_video_model(seed=3)
+    code_inter, both = model._code_inter, []
+
+    def spy(walk: Any, frame: Any, moved: list[Any], *rest: Any) -> Any:
+        both.append(len(moved) > 1)
+        return code_inter(walk, frame, moved, *rest)
+
+    monkeypatch.setattr(model, "_code_inter", spy)
     data = rehearse(model)
     assert data is not None
     assert len(data) > 64 * 8
+    assert both == 2 * [False, True]  # an intra frame is followed by these; pushed, and popped
     popped = model.pop_frames
     monkeypatch.setattr(model, "pop_frames", lambda *args: reversed(list(popped(*args))))
     assert rehearse(model) is None
 
 
-FLOW_KERNELS = ["pop_base_kernel", "seen_kernel", "affine_kernel", "quantize_kernel"]
+FLOW_KERNELS = ["pop_base_kernel", "seen_kernel", "affine_kernel", "logit_kernel"]
 
 
 def test_flows_are_rehearsed(kernels, monkeypatch):

@@ -64,7 +64,7 @@ def test_samples_go_onto_the_base(shape, lanes, fineness, precision, monkeypatch
     messages, table = some(random, lanes, 4), grid(fineness, precision)
     y = on_grid(random, fineness, 2, count)
     uploaded = upload(messages, 2 * count)
-    maps.push_base(uploaded, torch.from_numpy(y), TURN, table)
+    maps.push_base(uploaded, torch.from_numpy(y.copy()), TURN, table)
     base = Base(Logit(precision, fineness))
     for message, values in zip(messages[::2], y, strict=True):
         base.push(message, values)
@@ -86,8 +86,8 @@ def test_samples_move_along_the_logit(shape, lanes, fineness, precision, monkeyp
     """From places in intervals of all widths, block by block, and back from arbitrary bits."""
     monkeypatch.setattr(dequantize, "_BLOCK", 512)
     monkeypatch.setattr(maps, "BLOCK", 512)
-    there = Runs(monkeypatch, maps, "dequantize_kernel")
-    back = Runs(monkeypatch, maps, "quantize_kernel")
+    places = Runs(monkeypatch, maps, "choose_kernel")
+    moves = Runs(monkeypatch, maps, "logit_kernel")
     count = shape[0] * shape[1]
     random = np.random.default_rng(count)
     messages, table = some(random, lanes, 4 * count + 4), grid(fineness, precision)
@@ -96,8 +96,12 @@ def test_samples_move_along_the_logit(shape, lanes, fineness, precision, monkeyp
     widest = (1 << precision) - start
     freq = np.minimum(widest, 1 << random.integers(0, precision + 1, (2, count)))
     uploaded = upload(messages, 2 * count)
-    lowest = uploaded.size.clone()
-    y = maps.dequantize(uploaded, lowest, *map(torch.from_numpy, (start, freq)), TURN, table)
+    lowest, y = uploaded.size.clone(), poisoned(torch.int64, 2, count)
+    intervals = tuple(map(torch.from_numpy, (start, freq)))
+    blocks = [slice(i, min(i + 512, count)) for i in range(0, count, 512)]
+    for block in reversed(blocks):
+        maps.choose(uploaded, *intervals, y, TURN, block)
+        maps.logit(uploaded, lowest, y, TURN, table, block, forward=True)
     logit = Logit(precision, fineness)
     chosen = Dequantizer(logit)
     for n, message in enumerate(messages[::2]):
@@ -109,17 +113,15 @@ def test_samples_move_along_the_logit(shape, lanes, fineness, precision, monkeyp
     y = on_grid(random, fineness, 2, count)
     messages = some(random, lanes, 2 * count + 4)
     uploaded, moved = upload(messages, 2 * count), torch.from_numpy(y.copy())
-    for begin in range(0, count, 512):
-        block = slice(begin, min(begin + 512, count))
-        maps.quantize(uploaded, uploaded.size.clone(), moved, TURN, table, block)
+    for block in blocks:
+        maps.logit(uploaded, uploaded.size.clone(), moved, TURN, table, block, forward=False)
     for n, message in enumerate(messages[::2]):
-        for begin in range(0, count, 512):
-            block = slice(begin, begin + 512)
+        for block in blocks:
             expected = Uniform().inverse(message, y[n, block], logit)
             assert moved[n, block].tolist() == expected.tolist()
     assert_same(uploaded, messages)
-    assert len(there.grids) == 1
-    assert len(back.grids) == -(-count // 512)
+    assert len(places.grids) == len(blocks)
+    assert len(moves.grids) == 2 * len(blocks)
 
 
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
@@ -264,7 +266,7 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
     monkeypatch.setattr(dequantize, "_BLOCK", 16)
     monkeypatch.setattr(maps, "BLOCK", 16)
     moves = Runs(monkeypatch, maps, "affine_kernel")
-    blocks = Runs(monkeypatch, maps, "quantize_kernel")
+    blocks = Runs(monkeypatch, maps, "logit_kernel")
     random = np.random.default_rng(shape[1])
     model, lanes, count = make_chain_model(seed=2), 4, int(np.prod(shape))
     couplings = model.couplings["intra_luma"][1]
@@ -307,7 +309,7 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
     assert uploaded.size[2] == -1
     assert uploaded.size.tolist()[:2] == [9 * count, 9 * count]
     assert (lowest <= uploaded.size).all()
-    assert len(blocks.grids) == -(-count // 16)
+    assert len(blocks.grids) == 2 * -(-count // 16)
     assert len(moves.grids) == 2 * 4  # the parts, each way
 
 

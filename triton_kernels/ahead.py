@@ -263,7 +263,8 @@ def _flow(lanes: int) -> None:
     """What an encoder launches between a phase's intervals and its bits, without its networks."""
     y = _line()
     lowest, turn, grid = _numbers(64), _words(65), _grid()
-    maps.dequantize(_messages(lanes), lowest, y, y, turn, grid)
+    maps.choose(_messages(lanes), y, y, y, turn, slice(0, maps.BLOCK))
+    maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK), forward=True)
     _affine(lanes, forward=True)
     maps.push_base(_messages(lanes), y, turn, grid)
 
@@ -273,7 +274,7 @@ def _flow_back(lanes: int) -> None:
     lowest, turn, grid = _numbers(64), _words(65), _grid()
     y = maps.pop_base(_messages(lanes), turn, (64, 1 << 14), grid)
     _affine(lanes, forward=False)
-    maps.quantize(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK))
+    maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK), forward=False)
 
 
 def _affine(lanes: int, forward: bool) -> None:

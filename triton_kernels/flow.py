@@ -118,7 +118,10 @@ class Flow:
         """
         lowest = messages.size.clone()
         begin, width = (values.view(shape[0], -1) for values in (start, freq))
-        line = maps.dequantize(messages, lowest, begin, width, turn, grid)
+        line = torch.zeros_like(begin)
+        for block in reversed(_blocks(line.shape[1])):
+            maps.choose(messages, begin, width, line, turn, block)
+            maps.logit(messages, lowest, line, turn, grid, block, forward=True)
         y = line.view(shape)
         for coupling in self._couplings:
             outputs = _parameters(y, coupling, context, grid)
@@ -159,7 +162,6 @@ class Flow:
         """
         count = shape[1] * shape[2] * shape[3]
         line = maps.pop_base(messages, turn, (shape[0], count), grid)
-        torch.minimum(lowest, messages.size, out=lowest)
         y = line.view(shape)
         for coupling in reversed(self._couplings):
             outputs = _parameters(y, coupling, context, grid)
@@ -168,14 +170,13 @@ class Flow:
                 maps.affine(messages, lowest, y, outputs, parts, turn, grid, forward=False)
         symbols = torch.empty(line.shape, dtype=torch.int32, device=y.device)
         each = [values.view(*line.shape, values.shape[1]) for values in mixtures]
-        for begin in range(0, count, maps.BLOCK):
-            block = slice(begin, min(begin + maps.BLOCK, count))
-            maps.quantize(messages, lowest, line, turn, grid, block)
+        for block in _blocks(count):
+            maps.logit(messages, lowest, line, turn, grid, block, forward=False)
             u = line[:, block].reshape(-1)
             mean, scale, weight = (v[:, block].flatten(0, 1).contiguous() for v in each)
             found, places, freq = mixture.lookup(u, mean, scale, weight, support, tables)
             symbols[:, block] = found.view(shape[0], -1)
-            uniform.push_uniform(messages, places, freq, turn * (block.stop - begin))
+            uniform.push_uniform(messages, places, freq, turn * (block.stop - block.start))
         return symbols.view(-1)
 
 
@@ -191,6 +192,12 @@ class Flows(NamedTuple):
     levels: int
     phases: Mapping[str, Sequence[Flow]]
     grids: Mapping[int, Grid]
+
+
+def _blocks(count: int) -> list[slice]:
+    """Cut a message's samples."""
+    size = maps.BLOCK
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def _parameters(y: Tensor, coupling: Coupling, context: Tensor, grid: Grid) -> Tensor:

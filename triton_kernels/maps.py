@@ -108,72 +108,53 @@ def affine_piece(z, shift, half, fineness, FORWARD: tl.constexpr):
 
 
 @triton.jit
-def dequantize_kernel(
-    head, tail, size, lowest, start, freq, y, turn, knots, images, each, pieces, capacity,
-    STEPS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+def choose_kernel(
+    head, tail, size, start, freq, y, turn, each, first, count, capacity, LANES: tl.constexpr,
 ):  # fmt: skip
-    """One program chooses the places of one message's symbols; see `dequantize`."""
+    """One program chooses the places of some of one message's symbols; see `choose`."""
     i_m = tl.program_id(0)
     lane = tl.arange(0, LANES)
     h = tl.load(head + i_m * LANES + lane)
     live = tl.load(size + i_m)
-    least = tl.load(lowest + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
-    begin = tl.load(turn + i_m) * each
-    end = tl.load(turn + i_m + 1) * each
-    block = begin + (end - begin + BLOCK - 1) // BLOCK * BLOCK
-    while (block > begin) & (live >= 0):
-        block -= BLOCK
-        stop = tl.minimum(block + BLOCK, end)
-        row = block
-        while (row < stop) & (live >= 0):
-            at = row + lane
-            known = at < stop
-            h, live, place = pop_row(
-                h, words, live, capacity, tl.load(freq + at, known, other=1), known
-            )
-            tl.store(y + at, tl.load(start + at, known, other=0) + place, known)
-            row += LANES
-        least = tl.minimum(least, live)
-        tl.debug_barrier()
-        row = block + (stop - block + LANES - 1) // LANES * LANES
-        while (row > block) & (live >= 0):
-            row -= LANES
-            at = row + lane
-            known = at < stop
-            u = tl.load(y + at, known, other=0)
-            x0, w, y0, v = piece(knots, images, u, pieces, STEPS)
-            h, live, least, moved = move_row(
-                h, words, live, least, capacity, u, x0, w, y0, v, known
-            )
-            tl.store(y + at, moved, known)
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
-    tl.store(lowest + i_m, least)
-
-
-@triton.jit
-def quantize_kernel(
-    head, tail, size, lowest, y, turn, knots, images, each, first, count, pieces, capacity,
-    STEPS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """One program moves some samples of one message back along the logit; see `quantize`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    least = tl.load(lowest + i_m)
     words = tail + i_m.to(tl.int64) * capacity
     row = tl.load(turn + i_m) * each + first
     stop = tl.where(tl.load(turn + i_m + 1) * each > row, row + count, row)
     while (row < stop) & (live >= 0):
         at = row + lane
         known = at < stop
-        x = tl.load(y + at, known, other=0)
-        x0, w, y0, v = piece(images, knots, x, pieces, STEPS)
-        h, live, least, moved = move_row(h, words, live, least, capacity, x, x0, w, y0, v, known)
-        tl.store(y + at, moved, known)
+        span = tl.load(freq + at, known, other=1)
+        h, live, place = pop_row(h, words, live, span, known)
+        tl.store(y + at, tl.load(start + at, known, other=0) + place, known)
         row += LANES
+    tl.store(head + i_m * LANES + lane, h)
+    tl.store(size + i_m, live)
+
+
+@triton.jit
+def logit_kernel(
+    head, tail, size, lowest, y, turn, line, other, each, first, count, pieces, capacity,
+    FORWARD: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """One program moves some samples of one message from one side to the other; see `logit`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    least = tl.minimum(tl.load(lowest + i_m), live)
+    words = tail + i_m.to(tl.int64) * capacity
+    begin = tl.load(turn + i_m) * each + first
+    stop = tl.where(tl.load(turn + i_m + 1) * each > begin, begin + count, begin)
+    left = (stop - begin + LANES - 1) // LANES
+    row = begin + (left - 1) * LANES if FORWARD else begin
+    while (left > 0) & (live >= 0):
+        at = row + lane
+        known = at < stop
+        z = tl.load(y + at, known, other=0)
+        x0, w, y0, v = piece(line, other, z, pieces, STEPS)
+        h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
+        tl.store(y + at, moved, known)
+        row += -LANES if FORWARD else LANES
+        left -= 1
     tl.store(head + i_m * LANES + lane, h)
     tl.store(size + i_m, live)
     tl.store(lowest + i_m, least)
@@ -190,7 +171,7 @@ def affine_kernel(
     lane = tl.arange(0, LANES)
     h = tl.load(head + i_m * LANES + lane)
     live = tl.load(size + i_m)
-    least = tl.load(lowest + i_m)
+    least = tl.minimum(tl.load(lowest + i_m), live)
     words = tail + i_m.to(tl.int64) * capacity
     plane = tl.load(turn + i_m) * planes
     part_h, part_w = (rows - down + 1) // 2, (columns - right + 1) // 2
@@ -241,14 +222,19 @@ def push_base_kernel(
         row -= LANES
         known = row + lane < end
         z = tl.load(y + row + lane, known, other=0)
-        low, span, _, _ = piece(images, knots, z, pieces, STEPS)
+        k = find(images, z, pieces, STEPS)
+        low = tl.load(images + k)
+        span = tl.load(images + k + 1) - low
         h, live = push_row(h, words, live, capacity, z - low, span, known)
+        tl.store(y + row + lane, k.to(tl.int64), known)
+    tl.debug_barrier()
     row = last
     while (row > begin) & (live >= 0):
         row -= LANES
         known = row + lane < end
-        z = tl.load(y + row + lane, known, other=0)
-        _, _, start, freq = piece(images, knots, z, pieces, STEPS)
+        k = tl.load(y + row + lane, known, other=0)
+        start = tl.load(knots + k)
+        freq = tl.load(knots + k + 1) - start
         full = known & ((h >> (63 - precision)) >= freq)
         g, live = spill(h, words, live, capacity, full)
         quotient = g // freq
@@ -278,7 +264,7 @@ def pop_base_kernel(
         start = tl.load(knots + k)
         freq = tl.load(knots + k + 1) - start
         h = tl.where(known, freq * (h >> precision) + slot - start, h)
-        h, live = refill(h, words, live, capacity, known & (h < _HEAD_MIN))
+        h, live = refill(h, words, live, known & (h < _HEAD_MIN))
         tl.store(y + row + lane, k.to(tl.int64), known)
         row += LANES
     tl.debug_barrier()
@@ -287,7 +273,7 @@ def pop_base_kernel(
         known = row + lane < end
         k = tl.load(y + row + lane, known, other=0)
         low = tl.load(images + k)
-        h, live, place = pop_row(h, words, live, capacity, tl.load(images + k + 1) - low, known)
+        h, live, place = pop_row(h, words, live, tl.load(images + k + 1) - low, known)
         tl.store(y + row + lane, low + place, known)
         row += LANES
     tl.store(head + i_m * LANES + lane, h)
@@ -313,52 +299,57 @@ def seen_kernel(
         tl.store(second + at * second_pitch + part, steps, at < squares)
 
 
-def dequantize(
-    messages: Messages, lowest: Tensor, start: Tensor, freq: Tensor, turn: Tensor, grid: Grid
-) -> Tensor:
-    """Choose a place in each symbol's interval and move it along the logit.
+def choose(
+    messages: Messages, start: Tensor, freq: Tensor, y: Tensor, turn: Tensor, part: slice
+) -> None:
+    """Pop a place in each symbol's interval; the inverse finds the symbols and pushes the places.
 
     Args:
-        messages: Give the bits that choose, in place; each tail has room for a word a symbol. Their
-            sizes become -1 where words do not suffice.
-        lowest: int32 [messages], lowered to the least size on the way.
+        messages: Give the bits that choose, in place. Their sizes become -1 where words do not
+            suffice.
         start: Left ends of intervals, int64 [taking part, n].
         freq: Their widths, alike, 1..2**31.
+        y: Receives u, alike.
         turn: Who takes part; see the module.
-        grid: Tables.
-
-    Returns:
-        int64 [taking part, n], on the grid.
+        part: Which symbols of each message.
 
     Raises:
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another.
     """
-    shape = _check(messages, start, [None] * 2, turn, grid)
-    check("lowest", lowest, torch.int32, [shape.number], start.device)
-    check("freq", freq, torch.int64, list(start.shape), start.device)
-    y = torch.zeros_like(start)
-    if start.numel():
-        dequantize_kernel[(shape.number,)](
-            *messages, lowest, start, freq, y, turn, grid.knots, grid.images, start.shape[1],
-            shape.pieces, shape.capacity, STEPS=shape.steps, BLOCK=BLOCK, LANES=shape.lanes,
-            num_warps=warps(shape.lanes), **EXACT,
+    number, lanes, capacity = check_messages(messages)
+    device = messages.head.device
+    shape = list(check("start", start, torch.int64, [None, None], device).shape)
+    check("freq", freq, torch.int64, shape, device)
+    check("y", y, torch.int64, shape, device)
+    check("turn", turn, torch.int64, [number + 1], device)
+    if y.numel():
+        choose_kernel[(number,)](
+            *messages, start, freq, y, turn, y.shape[1], part.start, part.stop - part.start,
+            capacity, LANES=lanes, num_warps=warps(lanes), **EXACT,
         )  # fmt: skip
-    return y
 
 
-def quantize(
-    messages: Messages, lowest: Tensor, y: Tensor, turn: Tensor, grid: Grid, part: slice
+def logit(
+    messages: Messages,
+    lowest: Tensor,
+    y: Tensor,
+    turn: Tensor,
+    grid: Grid,
+    part: slice,
+    forward: bool,
 ) -> None:
-    """Move some samples back along the logit, in place: the inverse of `dequantize`'s second half.
+    """Move some samples along the logit, in place.
 
     Args:
-        messages: As in `dequantize`.
-        lowest: As in `dequantize`.
-        y: On the grid, int64 [taking part, n]; becomes u in [0, 2**precision).
-        turn: As in `dequantize`.
-        grid: As in `dequantize`.
-        part: Which samples of each message.
+        messages: Give the choices and take back what tells them, in place; each tail has room for a
+            word a sample. Their sizes become -1 where it, or words, do not suffice.
+        lowest: int32 [messages], lowered to the least size on the way.
+        y: int64 [taking part, n]: u in [0, 2**precision), and on the grid.
+        turn: As in `choose`.
+        grid: Tables.
+        part: As in `choose`.
+        forward: From u to the grid, the last row first; the inverse begins with the first.
 
     Raises:
         TypeError: A tensor has another type.
@@ -366,11 +357,12 @@ def quantize(
     """
     shape = _check(messages, y, [None] * 2, turn, grid)
     check("lowest", lowest, torch.int32, [shape.number], y.device)
+    sides = (grid.knots, grid.images) if forward else (grid.images, grid.knots)
     if y.numel():
-        quantize_kernel[(shape.number,)](
-            *messages, lowest, y, turn, grid.knots, grid.images, y.shape[1], part.start,
-            part.stop - part.start, shape.pieces, shape.capacity, STEPS=shape.steps,
-            LANES=shape.lanes, num_warps=warps(shape.lanes), **EXACT,
+        logit_kernel[(shape.number,)](
+            *messages, lowest, y, turn, *sides, y.shape[1], part.start, part.stop - part.start,
+            shape.pieces, shape.capacity, FORWARD=forward, STEPS=shape.steps, LANES=shape.lanes,
+            num_warps=warps(shape.lanes), **EXACT,
         )  # fmt: skip
 
 
@@ -387,14 +379,14 @@ def affine(
     """Move one part of all squares by what a coupling's last layer says of them, in place.
 
     Args:
-        messages: As in `dequantize`.
-        lowest: As in `dequantize`.
+        messages: As in `logit`.
+        lowest: As in `logit`.
         y: On the grid, int64 [taking part, planes, rows, columns].
         outputs: Of squares, int16 [all planes, (rows + 1) // 2, (columns + 1) // 2, 2 * moved]:
             shifts in 1/256, then scale indices.
         parts: The part; its place among those that the coupling moves; and their number.
-        turn: As in `dequantize`.
-        grid: As in `dequantize`.
+        turn: As in `choose`.
+        grid: As in `logit`.
         forward: As an encoder does, the last row first; the inverse begins with the first.
 
     Raises:
@@ -422,9 +414,9 @@ def push_base(messages: Messages, y: Tensor, turn: Tensor, grid: Grid) -> None:
 
     Args:
         messages: Grow, in place; each tail has room for two words a sample.
-        y: On the grid, int64 [taking part, n].
-        turn: As in `dequantize`.
-        grid: As in `dequantize`.
+        y: On the grid, int64 [taking part, n]; unspecified afterwards.
+        turn: As in `choose`.
+        grid: As in `logit`.
 
     Raises:
         TypeError: A tensor has another type.
@@ -444,9 +436,9 @@ def pop_base(messages: Messages, turn: Tensor, size: tuple[int, int], grid: Grid
 
     Args:
         messages: Shrink, in place. Their sizes become -1 where words do not suffice.
-        turn: As in `dequantize`.
+        turn: As in `choose`.
         size: How many take part, and their samples.
-        grid: As in `dequantize`.
+        grid: As in `logit`.
 
     Returns:
         int64 [taking part, n], on the grid.

@@ -159,13 +159,12 @@ def lookup_kernel(
     """One program looks BLOCK slots up; see `lookup`."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     known = at < count
-    slot = tl.load(slots + at, known, other=0)
     z, begin, width = search(
-        slot, mean, scale, weight, packed, reciprocals, at * K, known, low, high, precision,
-        BLOCK, K, ROUNDS, 1,
+        tl.load(slots + at, known, other=0), mean, scale, weight, packed, reciprocals, at * K,
+        known, low, high, precision, BLOCK, K, ROUNDS, 1,
     )  # fmt: skip
     tl.store(symbols + at, z.to(tl.int32), known)
-    tl.store(places + at, slot - begin, known)
+    tl.store(places + at, tl.load(slots + at, known, other=0) - begin, known)
     tl.store(freq + at, width, known)
 
 
@@ -293,6 +292,7 @@ def lookup(
     if count:
         lookup_kernel[(triton.cdiv(count, BLOCK),)](
             slots, mean, scale, weight, *tables, symbols, places, freq, count, *support,
-            K=components, ROUNDS=(support.high - support.low).bit_length(), BLOCK=BLOCK, **EXACT,
+            K=components, ROUNDS=(support.high - support.low).bit_length(), BLOCK=BLOCK,
+            num_warps=8, **EXACT,
         )  # fmt: skip
     return symbols, places, freq

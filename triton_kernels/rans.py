@@ -64,10 +64,11 @@ def put(words, tail, size, capacity, spilled):
     """
     count = spilled.to(tl.int32)
     total = tl.sum(count, 0)
+    # The place of the first who spills is the size: there is none below 0 where it fits.
     fits = (size >= 0) & (size <= capacity - total)
     place = size + tl.cumsum(count, 0) - count
-    room = tl.where(fits, capacity, 0)
-    tl.store(tail + place, words.to(tl.int32), spilled & (place >= 0) & (place < room))
+    room = tl.where(fits, capacity, -1)
+    tl.store(tail + place, words.to(tl.int32), spilled & (place < room))
     return tl.where(fits, size + total, -1)
 
 
@@ -78,24 +79,13 @@ def spill(head, tail, size, capacity, full):
 
 
 @triton.jit
-def take(tail, size, capacity, needed):
-    """Take a word from the top of the tail for each lane that needs one, the last lane first.
-
-    Returns:
-        The words, and the size after, -1 where they do not suffice.
-    """
-    count = needed.to(tl.int32)
-    asked = tl.sum(count, 0)
-    place = size - asked + tl.cumsum(count, 0) - count
-    word = tl.load(tail + place, needed & (place >= 0) & (place < capacity), other=0)
-    return word.to(tl.int64) & _LOW, tl.maximum(size - asked, -1)
-
-
-@triton.jit
-def refill(head, tail, size, capacity, low):
-    """Give every low head the next word; see `take`."""
-    word, size = take(tail, size, capacity, low)
-    return tl.where(low, (head << _WORD) | word, head), size
+def refill(head, tail, size, low):
+    """Give every low head the next word from the top of the tail, the last lane first."""
+    count = low.to(tl.int32)
+    needed = tl.sum(count, 0)
+    place = size - needed + tl.cumsum(count, 0) - count
+    word = tl.load(tail + place, low & (place >= 0), other=0).to(tl.int64) & _LOW
+    return tl.where(low, (head << _WORD) | word, head), tl.maximum(size - needed, -1)
 
 
 @triton.jit
@@ -170,7 +160,7 @@ def pop_kernel(
     slot = h & ((tl.full((1,), 1, tl.int64) << precision) - 1)
     h = tl.where(known, f * (h >> precision) + slot - s, h)
     words = tail + i_m.to(tl.int64) * capacity
-    h, live = refill(h, words, tl.load(size + i_m), capacity, known & (h < _HEAD_MIN))
+    h, live = refill(h, words, tl.load(size + i_m), known & (h < _HEAD_MIN))
     tl.store(out_head + i_m * LANES + lane, h)
     tl.store(out_size + i_m, live)
 
@@ -228,7 +218,7 @@ def pop_symbols_kernel(
         )  # fmt: skip
         tl.store(symbols + row + lane, z.to(tl.int32), known)
         h = tl.where(known, width * (h >> precision) + slot - begin, h)
-        h, live = refill(h, words, live, capacity, known & (h < _HEAD_MIN))
+        h, live = refill(h, words, live, known & (h < _HEAD_MIN))
         row = tl.where(live < 0, end, row + LANES)
     tl.store(out_head + i_m * LANES + lane, h)
     tl.store(out_size + i_m, live)

@@ -26,7 +26,6 @@ from triton_kernels.rans import (
     check_messages,
     put,
     refill,
-    take,
     warps,
 )
 
@@ -54,58 +53,38 @@ def pop_step(h, span):
 
 @triton.jit
 def push_row(h, words, live, capacity, value, span, known):
-    """Push a row of numbers in [0, span), span in 1..2**32: heads and size after."""
-    large = span > _HEAD_MIN
-    odd_end = (value == span - 1) & ((span & 1) == 1)
-    # Where the range is small, the low bit is a number in a range of 1, which changes nothing.
-    bit_span = tl.where(large & ~odd_end, 2, 1).to(tl.int64)
-    g, first = push_step(h, tl.where(large, value & 1, 0), bit_span)
-    value = tl.where(large, value >> 1, value)
-    span = tl.where(large, (span + 1) >> 1, span)
-    after, second = push_step(g, value, span)
-    word = tl.where(first, h, g) & _LOW
-    live = put(word, words, live, capacity, known & (first | second))
+    """Push a row of numbers in [0, span), span in 1..2**31: heads and size after."""
+    after, spilled = push_step(h, value, span)
+    live = put(h & _LOW, words, live, capacity, known & spilled)
     return tl.where(known, after, h), live
 
 
 @triton.jit
-def pop_row(h, words, live, capacity, span, known):
+def pop_row(h, words, live, span, known):
     """Pop a row of numbers in [0, span): heads and size after, and the numbers."""
-    large = span > _HEAD_MIN
-    g, value, low = pop_step(h, tl.where(large, (span + 1) >> 1, span))
-    value = tl.where(large, value << 1, value)
-    odd_end = (value == span - 1) & large
-    bit_span = tl.where(large & ~odd_end, 2, 1).to(tl.int64)
-    # A head that is refilled by the first step is none that the second one leaves low: so it is
-    # known who needs a word before any word is.
-    _, _, late = pop_step(g, bit_span)
-    late = late & ~low
-    word, live = take(words, live, capacity, known & (low | late))
-    g, bit, _ = pop_step(tl.where(low, (g << _WORD) | word, g), bit_span)
-    g = tl.where(late, (g << _WORD) | word, g)
-    return tl.where(known, g, h), live, value + bit
+    after, number, low = pop_step(h, span)
+    after, live = refill(after, words, live, known & low)
+    return tl.where(known, after, h), live, number
 
 
 @triton.jit
 def move_row(h, words, live, least, capacity, x, x0, w, y0, v, known):
     """Move a row of numbers from lines [x0, x0 + w) to lines [y0, y0 + v), as `bitsback.Uniform`.
 
-    Products of w and v are below 2**62, and both are in 1..2**31.
+    Products of w and v are below 2**62, and both are in 1..2**31. What is not known stays.
 
     Returns:
         Heads, size, the least size so far, and the numbers.
     """
-    # What keeps its length, and what is beyond the end, codes a number in a range of 1.
+    # What keeps its length would pop a number and push it again.
     moving = known & (w != v)
     span, width = tl.where(moving, v, 1), tl.where(moving, w, 1)
-    h, number, low = pop_step(h, span)
-    h, live = refill(h, words, live, capacity, low)
+    h, live, number = pop_row(h, words, live, span, moving)
     least = tl.minimum(least, live)
     t = span * (x - x0) + number
     quotient = t // width
-    after, spilled = push_step(h, t - quotient * width, width)
-    live = put(h & _LOW, words, live, capacity, spilled)
-    return after, live, least, y0 + quotient
+    h, live = push_row(h, words, live, capacity, t - quotient * width, width, moving)
+    return h, live, least, y0 + quotient
 
 
 @triton.jit
@@ -124,7 +103,17 @@ def push_uniform_kernel(head, tail, size, values, ranges, bounds, capacity, LANE
         known = row + lane < end
         value = tl.load(values + row + lane, known, other=0)
         span = tl.load(ranges + row + lane, known, other=1)
-        h, live = push_row(h, words, live, capacity, value, span, known)
+        large = span > _HEAD_MIN
+        odd_end = (value == span - 1) & ((span & 1) == 1)
+        # Where the range is small, the low bit is a number in a range of 1, which changes nothing.
+        bit_span = tl.where(large & ~odd_end, 2, 1).to(tl.int64)
+        g, first = push_step(h, tl.where(large, value & 1, 0), bit_span)
+        value = tl.where(large, value >> 1, value)
+        span = tl.where(large, (span + 1) >> 1, span)
+        after, second = push_step(g, value, span)
+        word = tl.where(first, h, g) & _LOW
+        live = put(word, words, live, capacity, known & (first | second))
+        h = tl.where(known, after, h)
     tl.store(head + i_m * LANES + lane, h)
     tl.store(size + i_m, live)
 
@@ -175,8 +164,24 @@ def pop_uniform_kernel(
     while row < end:
         known = row + lane < end
         span = tl.load(ranges + row + lane, known, other=1)
-        h, live, value = pop_row(h, words, live, capacity, span, known)
-        tl.store(values + row + lane, value, known)
+        large = span > _HEAD_MIN
+        g, value, low = pop_step(h, tl.where(large, (span + 1) >> 1, span))
+        value = tl.where(large, value << 1, value)
+        odd_end = (value == span - 1) & large
+        bit_span = tl.where(large & ~odd_end, 2, 1).to(tl.int64)
+        # A head that is refilled by the first step is none that the second one leaves low: so it is
+        # known who needs a word before any word is.
+        _, _, late = pop_step(g, bit_span)
+        late = late & ~low
+        needed = (known & (low | late)).to(tl.int32)
+        asked = tl.sum(needed, 0)
+        place = live - asked + tl.cumsum(needed, 0) - needed
+        word = tl.load(words + place, (needed > 0) & (place >= 0), other=0).to(tl.int64) & _LOW
+        live = tl.maximum(live - asked, -1)
+        g, bit, _ = pop_step(tl.where(low, (g << _WORD) | word, g), bit_span)
+        g = tl.where(late, (g << _WORD) | word, g)
+        tl.store(values + row + lane, value + bit, known)
+        h = tl.where(known, g, h)
         row = tl.where(live < 0, end, row + LANES)
     tl.store(out_head + i_m * LANES + lane, h)
     tl.store(out_size + i_m, live)

@@ -36,12 +36,12 @@ def noise(count: int) -> NDArray[np.int64]:
 def rehearse(model: Model) -> bytes | None:
     """Push a small chunk and pop it again; return its bytes, None where other frames come out.
 
-    Noise that moves by a sample a frame, so that all kinds of steps are taken, onto a message of
-    noise, which has bits to borrow: what has a flow goes by it.
+    Noise that moves by a sample a frame, so that frames of one and of two references follow the
+    first, onto a message of noise, which has bits to borrow: what has a flow goes by it.
     """
     model = model.for_rehearsal()
-    shapes, count, lanes = [(4, 5), (2, 3), (2, 3)], 3, 64
-    texture = (noise(8 * 8) % 64 - 32).astype(np.int32).reshape(8, 8)
+    shapes, count, lanes = [(6, 7), (3, 4), (3, 4)], 3, 64
+    texture = (noise(10 * 10) % 64 - 32).astype(np.int32).reshape(10, 10)
     frames = []
     for t in range(count):
         luma, u, v = (texture[t : t + h, t : t + w] + t for h, w in shapes)
