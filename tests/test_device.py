@@ -7,17 +7,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from threading import Event, Lock
-from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from chains import make_chain_model
+from chains import TINY_CHAIN, make_chain_model
 from interpreted import Runs
 from models import make_video_model
 
@@ -25,13 +22,13 @@ from flowarchive import device, motion, planes, store
 from flowarchive.adaptive.solve import fade_and_solve, no_sums
 from flowarchive.ans import Message
 from flowarchive.archive import chunks
+from flowarchive.codec import find_intervals
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
 from flowarchive.models import form, plan
 from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
-from flowarchive.models.together import Together
 from flowarchive.models.video import VideoModel
-from triton_kernels import convolution, filters, host, picture, rans, search, uniform
+from triton_kernels import convolution, filters, host, maps, picture, rans, search, stack
 from triton_kernels.link import Traffic
 
 SHAPES = [(4, 5), (2, 3), (2, 3)]
@@ -203,8 +200,14 @@ def test_flows_cross_over(kernels, monkeypatch):
 
     Each goes its own way at a phase.
     """
-    moves = Runs(monkeypatch, uniform, "move_kernel")
-    symbols = Runs(monkeypatch, rans, "pop_symbols_kernel")
+    moves = Runs(monkeypatch, maps, "affine_kernel")
+    whose, find_turn = [], stack.Popper._turn
+
+    def spy(popper: stack.Popper, chunks: list[int]) -> torch.Tensor:
+        whose.append(tuple(chunks))
+        return find_turn(popper, chunks)
+
+    monkeypatch.setattr(stack.Popper, "_turn", spy)
     model = make_chain_model(seed=2)
     random = np.random.default_rng(1)
     texture = random.integers(-90, 90, (40, 40)).astype(np.int32)
@@ -228,12 +231,62 @@ def test_flows_cross_over(kernels, monkeypatch):
     for ours, chunk, message in zip(popped, given, messages, strict=True):
         assert_same(ours, chunk)
         assert message.is_drained
-    assert {*moves.grids, *symbols.grids} >= {(1,), (2,)}
+    assert set(moves.grids) == {(2,)}
+    assert set(whose) == {(0,), (1,), (0, 1)}
     # Packing goes on on the CPU: to the same bytes.
     launches = len(moves.grids)
     packed = pack_on(model, (kernels, None), given[0], "Y", 8)
     assert packed[0] == packed[1]
     assert len(moves.grids) == launches
+
+
+STRETCHED: dict[str, Any] = {
+    **TINY_CHAIN,
+    "flow": {**TINY_CHAIN["flow"], "layers": [{"kind": "coupling", "moved": [0, 1, 2, 3]}] * 16},
+}
+"""As many couplings as there may be, of all parts: with a high gain, going back gives bits."""
+
+
+def hostile() -> Message:
+    """Noise, with a chunk's front on top, from which STRETCHED unpacks more than it takes."""
+    random = np.random.default_rng(44)
+    heads = random.integers(1 << 31, 1 << 63, LANES, dtype=np.uint64).astype("<u8").tobytes()
+    message = Message.from_bytes(heads + random.bytes(4 * 150), LANES)
+    message.push(*find_intervals(form.SHIFTS, np.zeros(1, dtype=np.int32)))
+    return message
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_hostile_chunk_grows(kernels, monkeypatch, has_room):
+    """A message that becomes longer, step by step, is the CPU's; without room it is an error."""
+    model = make_chain_model(seed=2, config=STRETCHED, gain=60)
+    message = hostile()
+    words = [message.size]
+    expected = []
+    for frame in model.pop_frames(message, 2, [(12, 12)], "Y", 8):
+        expected.append(frame)
+        words.append(message.size)
+    assert words[0] < words[1] < words[2]
+    rooms = []
+    reserve = stack.Popper.reserve
+
+    def spy(popper: stack.Popper, words: int) -> None:
+        if has_room:
+            reserve(popper, words)
+        rooms.append(popper.messages.tail.shape[1])
+
+    monkeypatch.setattr(stack.Popper, "reserve", spy)
+    model.use(kernels)
+    ours, unknown = hostile(), [planes.blank([(12, 12)], "Y")] * 2
+    if has_room:
+        popped = model._device.pop_chunks([ours], unknown, Form("Y", 8))
+        assert_same(popped[0], expected)
+        assert ours.to_bytes() == message.to_bytes()
+        assert rooms[0] < rooms[1]
+    else:
+        with pytest.raises(MessageExhausted):
+            model._device.pop_chunks([ours], unknown, Form("Y", 8))
+        assert ours.to_bytes() == hostile().to_bytes()
 
 
 def test_one_frame_crosses_over(kernels):
@@ -252,116 +305,19 @@ def test_one_frame_crosses_over(kernels):
         list(model.pop_frames(message, 1, shapes, "YUVA", 12))
 
 
-def test_those_who_wait_go_together():
-    """While one works, others wait; those that are alike go next, one failure is one's alone."""
-    together, began, go = Together(most=3), Event(), Event()
-    groups: list[list[int]] = []
-
-    def work(items: list[int]) -> list[int]:
-        groups.append(sorted(items))
-        if items == [0]:
-            began.set()
-            assert go.wait(60)
-        if 13 in items:
-            raise ValueError("unlucky")
-        return [10 * item for item in items]
-
-    with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(together.run, "a", 0, work)
-        assert began.wait(60)
-        others = [pool.submit(together.run, "a" if n < 4 else "b", n, work) for n in range(1, 6)]
-        unlucky = [pool.submit(together.run, "c", n, work) for n in (13, 14)]
-        while len(together._waiting) < 7:
-            sleep(0.01)
-        go.set()
-        assert first.result() == 0
-        assert [one.result() for one in others] == [10, 20, 30, 40, 50]
-        assert unlucky[1].result() == 140
-        with pytest.raises(ValueError, match="unlucky"):
-            unlucky[0].result()
-    assert groups[0] == [0]
-    assert sorted(groups[1:]) == [[1, 2, 3], [4, 5], [13], [13, 14], [14]]
-
-
-class CountedLock:
-    """A lock that counts who has asked for it."""
-
-    def __init__(self) -> None:
-        self.asked, self._lock = 0, Lock()
-
-    def __enter__(self) -> None:
-        self.asked += 1
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, None])
-def test_an_interruption_releases_those_who_wait(error):
-    """They sleep until then; one of them goes on with what was taken along.
-
-    A worker that is interrupted is so alone, and nothing is done twice for it. An exception, or a
-    wrong number of results, does not leave anybody without an answer.
-    """
-    together, began, go = Together(most=4), Event(), Event()
-    lock = together._free = CountedLock()
-    done: list[int] = []
-
-    def hold(items: list[int]) -> list[int]:
-        began.set()
-        assert go.wait(60)
-        return items
-
-    def work(items: list[int]) -> list[int]:
-        if len(items) > 1 and not done:
-            done.append(-1)
-            if error is None:
-                return items[1:]
-            raise error
-        done.extend(items)
-        return items
-
-    with ThreadPoolExecutor(5) as pool:
-        first = pool.submit(together.run, "a", 0, hold)
-        assert began.wait(60)
-        others = [pool.submit(together.run, "b", n, work) for n in range(1, 5)]
-        while lock.asked < 5:
-            sleep(0.01)
-        sleep(0.1)
-        assert lock.asked == 5
-        go.set()
-        assert first.result() == 0
-        failures = [one.exception(60) for one in others]
-    lost = [n for n, failure in enumerate(failures, 1) if failure is not None]
-    assert len(lost) == (error in (KeyboardInterrupt, SystemExit))
-    assert sorted(done) == [-1, *(n for n in range(1, 5) if n not in lost)]
-    assert not together._waiting
-
-
-def test_who_is_interrupted_while_waiting_asks_for_nothing():
-    class Interrupted:
-        def __enter__(self) -> None:
-            raise KeyboardInterrupt
-
-        def __exit__(self, *error: object) -> None:
-            """Never entered."""
-
-    together = Together()
-    together._free = Interrupted()
-    with pytest.raises(KeyboardInterrupt):
-        together.run("a", 1, list)
-    assert not together._waiting
-
-
 @pytest.fixture
 def placed(kernels, monkeypatch) -> Any:
     """A stored model whose answers on a device a test decides: the interpreter takes long."""
     model = make_video_model(seed=3)
+    monkeypatch.setattr(store, "rehearse", lambda network: b"")
+    return stored(model, kernels, monkeypatch)
+
+
+def stored(model: VideoModel, kernels: Any, monkeypatch: Any) -> store.StoredModel:
+    """A model as out of a file, and nothing but the interpreter to place it on."""
     answer = {"known_answer": model.known_answer()}
     monkeypatch.setattr(store, "_metadata", lambda data: answer)
     monkeypatch.setattr(store, "select", lambda name: kernels)
-    monkeypatch.setattr(store, "rehearse", lambda network: b"")
     return store.StoredModel("tiny", b"", model)
 
 
@@ -401,16 +357,16 @@ def test_a_model_that_codes_other_bits_is_not_placed(placed, monkeypatch):
     assert model._device is None
 
 
+class Broken:
+    """A kernel, or a rehearsal, that cannot be launched."""
+
+    def __getitem__(self, grid: object) -> None:
+        raise RuntimeError("Triton Error [CUDA]: invalid device context\nand a second line")
+
+
 @pytest.mark.parametrize("where", ["networks", "chunk"])
 def test_a_first_launch_may_fail(placed, monkeypatch, caplog, where):
     """Whatever a compiler or a driver says: one line, and the CPU for `auto`."""
-
-    class Broken:
-        """A kernel, or a rehearsal, that cannot be launched."""
-
-        def __getitem__(self, grid: object) -> None:
-            raise RuntimeError("Triton Error [CUDA]: invalid device context\nand a second line")
-
     model = placed.network
     if where == "networks":
         monkeypatch.setattr(convolution, "convolution_kernel", Broken())
@@ -434,14 +390,53 @@ def test_a_first_launch_may_fail(placed, monkeypatch, caplog, where):
 
 
 def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
-    """On the CPU here: its bytes are those of its frames, and frames that differ are seen."""
+    """On the CPU here: all kinds of steps are taken, and frames that differ are seen."""
     model = make_video_model(seed=3)
+    code_inter, both = model._code_inter, []
+
+    def spy(walk: Any, frame: Any, moved: list[Any], *rest: Any) -> Any:
+        both.append(len(moved) > 1)
+        return code_inter(walk, frame, moved, *rest)
+
+    monkeypatch.setattr(model, "_code_inter", spy)
     data = rehearse(model)
     assert data is not None
     assert len(data) > 64 * 8
+    assert both == 2 * [False, True]  # an intra frame is followed by these; pushed, and popped
     popped = model.pop_frames
     monkeypatch.setattr(model, "pop_frames", lambda *args: reversed(list(popped(*args))))
     assert rehearse(model) is None
+
+
+FLOW_KERNELS = ["pop_base_kernel", "seen_kernel", "affine_kernel", "logit_kernel"]
+
+
+def test_flows_are_rehearsed(kernels, monkeypatch):
+    """All that unpacking by a flow launches is launched before a user's archive is."""
+    runs = [Runs(monkeypatch, maps, name) for name in FLOW_KERNELS]
+    model = make_chain_model(seed=2)
+    answer = model.known_answer()
+    monkeypatch.setattr(model, "known_answer", lambda: answer)
+    assert store.place(stored(model, kernels, monkeypatch), "cuda") == kernels.name
+    assert all(run.grids for run in runs)
+    # Phases of the two levels, of luma and chroma, of three frames, but those without samples.
+    assert len(runs[0].grids) == 36
+
+
+@pytest.mark.parametrize("name", FLOW_KERNELS)
+def test_a_flow_that_cannot_be_launched_is_found_out(kernels, monkeypatch, caplog, name):
+    """One line, and the CPU for `auto`, before anything is unpacked."""
+    model = make_chain_model(seed=2)
+    answer = model.known_answer()
+    monkeypatch.setattr(model, "known_answer", lambda: answer)
+    monkeypatch.setattr(maps, name, Broken())
+    one = stored(model, kernels, monkeypatch)
+    assert store.place(one, "auto") == "cpu"
+    (message,) = caplog.messages
+    assert message.endswith("invalid device context; it runs on the CPU")
+    with pytest.raises(DeviceError, match="'tiny' cannot run on Triton's interpreter: RuntimeErr"):
+        store.place(one, "cuda")
+    assert model._device is None
 
 
 def test_a_driver_may_be_broken(monkeypatch):

@@ -6,66 +6,230 @@ import numpy as np
 import pytest
 import torch
 from chains import RICH_CHAIN, make_chain_model
-from interpreted import CPU, Runs, assert_same, random_message, tables, upload
+from interpreted import CPU, POISON, Runs, assert_same, poisoned, random_message, tables, upload
 
 from flowarchive import int8
 from flowarchive.ans import Message
-from flowarchive.bitsback import Uniform, dequantize, local
+from flowarchive.bitsback import Dequantizer, Uniform, dequantize
 from flowarchive.entropy import LogisticMixture
 from flowarchive.errors import MessageExhausted
+from flowarchive.flows import layers
 from flowarchive.flows.couplings import Steering
-from flowarchive.flows.maps import Logit, core_table
+from flowarchive.flows.maps import SCALE_MAX, SHIFT_MAX, Affine, Base, Logit, core_table
 from flowarchive.flows.phase import PhaseFlow
-from triton_kernels import flow, mixture, rans, uniform
+from triton_kernels import flow, maps, mixture, rans, uniform
 
 SUPPORT = mixture.Support(-128, 127, 24)
+# 1, 63, 64, 65 and 1000 samples as planes, in rows of lanes that are full, and that are not.
+SHAPES = [((1, 1), 1), ((7, 9), 64), ((8, 8), 64), ((5, 13), 64), ((25, 40), 256)]
 
 
-def grid(fineness: int) -> flow.Grid:
-    knots, images, _, _ = Logit(SUPPORT.precision, fineness).tables
+def grid(fineness: int, precision: int = SUPPORT.precision) -> maps.Grid:
+    knots, images, _, _ = Logit(precision, fineness).tables
     core = core_table(fineness).copy()
-    return flow.Grid(
-        fineness, torch.from_numpy(core), SUPPORT.precision, *map(torch.from_numpy, (knots, images))
+    return maps.Grid(
+        fineness, torch.from_numpy(core), precision, *map(torch.from_numpy, (knots, images))
     )
 
 
-def pieces(random: np.random.Generator, count: int) -> tuple[np.ndarray, local.Segments]:
-    """Lines of all lengths, some that keep theirs, and a number on each."""
-    w, v = (1 << random.integers(0, 31, (2, count))) + random.integers(0, 2, (2, count))
-    v = np.where(random.random(count) < 0.2, w, np.minimum(v, (1 << 61) // w))
-    x0, y0 = random.integers(0, 1 << 20, (2, count))
-    return x0 + (random.random(count) * w).astype(np.int64), local.Segments(x0, w, y0, v)
+def on_grid(random: np.random.Generator, fineness: int, *shape: int) -> np.ndarray:
+    """Numbers on a flow's grid, many of them at its ends and at those of the affine core."""
+    total = 34 << fineness
+    ends = [
+        0,
+        total - 1,
+        *(e << fineness for e in (9, 25)),
+        *((e << fineness) - 1 for e in (9, 25)),
+    ]
+    y = random.integers(0, total, shape)
+    return np.where(random.random(shape) < 0.3, random.choice(ends, shape), y)
 
 
-@pytest.mark.parametrize(("count", "lanes"), [(1, 1), (3, 4), (65, 64), (130, 32)])
-def test_numbers_move_along_lines(count, lanes, monkeypatch):
-    """Two messages from arbitrary bits, and back; a third has too few bits and says so."""
-    runs = Runs(monkeypatch, uniform, "move_kernel")
+def some(random: np.random.Generator, lanes: int, words: int) -> list[Message]:
+    """Three messages, of which the second takes no part in what follows."""
+    return [random_message(random, lanes, words) for _ in range(3)]
+
+
+TURN = torch.tensor([0, 1, 1, 2])
+
+
+@pytest.mark.parametrize(("shape", "lanes"), SHAPES)
+@pytest.mark.parametrize(("fineness", "precision"), [(4, 28), (10, 24), (14, 22)])
+def test_samples_go_onto_the_base(shape, lanes, fineness, precision, monkeypatch):
+    """And come off it; who does not take part stays as it is."""
+    push = Runs(monkeypatch, maps, "push_base_kernel")
+    pop = Runs(monkeypatch, maps, "pop_base_kernel")
+    count = shape[0] * shape[1]
     random = np.random.default_rng(count)
-    messages = [random_message(random, lanes, words) for words in (2 * count, 2 * count, 0)]
-    x, lines = pieces(random, 3 * count)
-    lines.v[-1], lines.w[-1] = 1 << 31, 1 << 20
-    messages[2].head[:] = 1 << 31  # and the last row cannot do without a word
-    x[-1] = lines.x0[-1]
-    uploaded = upload(messages, 3 * count)
-    bounds = torch.arange(4) * count
-    ours = uniform.Pieces(*map(torch.from_numpy, lines))
-    lowest = uploaded.size.clone()
-    y = uniform.move(uploaded, lowest, torch.from_numpy(x), ours, bounds, down=True)
-    for m, message in enumerate(messages[:2]):
-        part = slice(m * count, (m + 1) * count)
-        cut = local.Segments(*(line[part] for line in lines))
-        expected = local._scale(message, x[part], cut, down=True)
-        assert y[part].tolist() == expected.tolist()
-    assert uploaded.size.tolist()[2] == -1
-    good = rans.Messages(*(tensor[:2].contiguous() for tensor in uploaded))
-    assert_same(good, messages[:2])
-    back = uniform.Pieces(*(line[: 2 * count].contiguous() for line in ours.turned()))
-    again = uniform.move(
-        good, good.size.clone(), y[: 2 * count].contiguous(), back, bounds[:3], down=False
-    )
-    assert again.tolist() == x[: 2 * count].tolist()
-    assert len(runs.grids) == 2
+    messages, table = some(random, lanes, 4), grid(fineness, precision)
+    y = on_grid(random, fineness, 2, count)
+    uploaded = upload(messages, 2 * count)
+    maps.push_base(uploaded, torch.from_numpy(y.copy()), TURN, table)
+    base = Base(Logit(precision, fineness))
+    for message, values in zip(messages[::2], y, strict=True):
+        base.push(message, values)
+    assert_same(uploaded, messages)
+    assert maps.pop_base(uploaded, TURN, (2, count), table).tolist() == y.tolist()
+
+    messages = some(random, lanes, 2 * count + 2)
+    uploaded = upload(messages)
+    popped = maps.pop_base(uploaded, TURN, (2, count), table)
+    expected = [base.pop(message, count) for message in messages[::2]]
+    assert np.array_equal(popped.numpy(), expected)
+    assert_same(uploaded, messages)
+    assert (len(push.grids), len(pop.grids)) == (1, 2)
+
+
+@pytest.mark.parametrize(("shape", "lanes"), SHAPES)
+@pytest.mark.parametrize(("fineness", "precision"), [(4, 28), (10, 24), (14, 22)])
+def test_samples_move_along_the_logit(shape, lanes, fineness, precision, monkeypatch):
+    """From places in intervals of all widths, block by block, and back from arbitrary bits."""
+    monkeypatch.setattr(dequantize, "_BLOCK", 512)
+    monkeypatch.setattr(maps, "BLOCK", 512)
+    places = Runs(monkeypatch, maps, "choose_kernel")
+    moves = Runs(monkeypatch, maps, "logit_kernel")
+    count = shape[0] * shape[1]
+    random = np.random.default_rng(count)
+    messages, table = some(random, lanes, 4 * count + 4), grid(fineness, precision)
+    start = random.integers(0, 1 << precision, (2, count))
+    start[:, ::5] = 0
+    widest = (1 << precision) - start
+    freq = np.minimum(widest, 1 << random.integers(0, precision + 1, (2, count)))
+    uploaded = upload(messages, 2 * count)
+    lowest, y = uploaded.size.clone(), poisoned(torch.int64, 2, count)
+    intervals = tuple(map(torch.from_numpy, (start, freq)))
+    blocks = [slice(i, min(i + 512, count)) for i in range(0, count, 512)]
+    for block in reversed(blocks):
+        maps.choose(uploaded, *intervals, y, TURN, block)
+        maps.logit(uploaded, lowest, y, TURN, table, block, forward=True)
+    logit = Logit(precision, fineness)
+    chosen = Dequantizer(logit)
+    for n, message in enumerate(messages[::2]):
+        expected = chosen.forward(message, Uniform(), start[n], freq[n])
+        assert y[n].tolist() == expected.tolist()
+    assert_same(uploaded, messages)
+    assert (lowest <= uploaded.size).all()
+
+    y = on_grid(random, fineness, 2, count)
+    messages = some(random, lanes, 2 * count + 4)
+    uploaded, moved = upload(messages, 2 * count), torch.from_numpy(y.copy())
+    for block in blocks:
+        maps.logit(uploaded, uploaded.size.clone(), moved, TURN, table, block, forward=False)
+    for n, message in enumerate(messages[::2]):
+        for block in blocks:
+            expected = Uniform().inverse(message, y[n, block], logit)
+            assert moved[n, block].tolist() == expected.tolist()
+    assert_same(uploaded, messages)
+    assert len(places.grids) == len(blocks)
+    assert len(moves.grids) == 2 * len(blocks)
+
+
+@pytest.mark.parametrize(("shape", "lanes"), SHAPES)
+@pytest.mark.parametrize("fineness", [4, 10, 14])
+def test_parts_move_by_what_a_layer_says(shape, lanes, fineness, monkeypatch):
+    """All 16-bit outputs, which saturate shifts and scales; to and fro; other parts stay."""
+    runs = Runs(monkeypatch, maps, "affine_kernel")
+    random = np.random.default_rng(shape[0])
+    rows, columns = shape
+    squares = (rows + 1) // 2, (columns + 1) // 2
+    outputs = random.integers(-40, 41, (4, *squares, 6)).astype(np.int16)
+    wild = random.random(outputs.shape) < 0.3
+    outputs[wild] = random.choice([-32768, 32767, -769, 768, 24, -25], int(wild.sum()))
+    y = on_grid(random, fineness, 2, 2, rows, columns)
+    launched = 0
+    for part, parameter in ((0, 2), (1, 0), (2, 1), (3, 2)):
+        messages = some(random, lanes, 2 * rows * columns + 4)
+        before = [message.to_bytes() for message in messages]
+        uploaded, moved = upload(messages, rows * columns), torch.from_numpy(y.copy())
+        steering = torch.from_numpy(outputs), (part, parameter, 3), TURN, grid(fineness)
+        maps.affine(uploaded, uploaded.size.clone(), moved, *steering, forward=True)
+        expected = y.copy()
+        for n, message in enumerate(messages[::2]):
+            place = layers.part_of(expected[n], part)
+            own = outputs[2 * n : 2 * n + 2, : place.shape[1], : place.shape[2]].astype(np.int64)
+            shift = layers.shift_cells(own[..., parameter].reshape(-1), fineness)
+            most = SHIFT_MAX << fineness
+            scale = own[..., 3 + parameter].reshape(-1).clip(-SCALE_MAX, SCALE_MAX)
+            map = Affine(shift.clip(-most, most), scale, fineness)
+            place[:] = Uniform().forward(message, place.reshape(-1), map).reshape(place.shape)
+        assert np.array_equal(moved.numpy(), expected)
+        assert_same(uploaded, messages)
+        launched += expected[:, :, maps.PARTS[part][0] :: 2, maps.PARTS[part][1] :: 2].size > 0
+        maps.affine(uploaded, uploaded.size.clone(), moved, *steering, forward=False)
+        assert np.array_equal(moved.numpy(), y)
+        assert_same(uploaded, [Message.from_bytes(data, lanes) for data in before])
+    assert len(runs.grids) == 2 * launched
+
+
+@pytest.mark.parametrize("shape", [shape for shape, _ in SHAPES])
+def test_what_networks_see_of_parts(shape, monkeypatch):
+    """Beside other channels, which stay poison; parts that move or are missing are zero."""
+    runs = Runs(monkeypatch, maps, "seen_kernel")
+    random = np.random.default_rng(shape[0])
+    for fineness in (4, 10, 14):
+        y = on_grid(random, fineness, 1, 2, *shape)
+        context = int8.grid(2, (shape[0] + 1) // 2, (shape[1] + 1) // 2, 1)
+        inner = int8.inside(context).shape[:3]
+        places = [poisoned(torch.int8, *inner, 7), poisoned(torch.int8, *inner, 12)]
+        first, second = places[0][..., :4], places[1][..., 5:9]
+        maps.see(torch.from_numpy(y), (0, 2), first, second, fineness)
+        seen = int8.inside(layers._seen(y[0], (0, 2), context, fineness))[..., :4]
+        expected = torch.from_numpy(seen.astype(np.int16) - int8.ZERO).to(torch.int8)
+        assert torch.equal(first, expected)
+        assert torch.equal(second, expected)
+        rest = torch.cat([places[0][..., 4:], places[1][..., :5], places[1][..., 9:]], 3)
+        assert (rest == POISON & 0xFF).all()
+    assert len(runs.grids) == 3
+
+
+def move_back_often(messages: rans.Messages) -> None:
+    """Along a map whose inverse gives bits back, wherever the last one has led."""
+    outputs = torch.zeros((3, 1, 20, 2), dtype=torch.int16)
+    outputs[..., 1] = SCALE_MAX
+    y, lowest = torch.full((3, 1, 1, 40), 17 << 10), messages.size.clone()
+    for _ in range(40):
+        maps.affine(messages, lowest, y, outputs, (0, 0, 1), ALL, grid(10), forward=False)
+
+
+def push_intervals(messages: rans.Messages) -> None:
+    start, freq = torch.zeros(40, dtype=torch.int32), torch.ones(40, dtype=torch.int32)
+    rans.push(messages, start, freq, torch.tensor([[0, 40, 24]] * 3), ALL)
+
+
+def push_numbers(messages: rans.Messages) -> None:
+    values = torch.arange(120)
+    uniform.push_uniform(messages, values, torch.full_like(values, 1 << 30), 40 * ALL)
+
+
+def push_samples(messages: rans.Messages) -> None:
+    maps.push_base(messages, torch.full((3, 40), 17 << 10), ALL, grid(10))
+
+
+ALL = torch.arange(4)
+
+
+@pytest.mark.parametrize("work", [move_back_often, push_intervals, push_numbers, push_samples])
+def test_nothing_leaves_the_room(work):
+    """Who has no room left fails, whatever the bits say, and touches none of the others' words."""
+    random = np.random.default_rng(3)
+    lanes, sizes = 4, (6, 3, 6)
+    messages = [random_message(random, lanes, words) for words in sizes]
+    given = upload(messages, 2)
+    whole = poisoned(torch.int32, 5, given.tail.shape[1])  # with a guard before and behind
+    whole[1:4] = given.tail
+    ours = rans.Messages(given.head, whole[1:4], given.size)
+    work(ours)
+    assert ours.size.tolist() == [-1, -1, -1]
+    assert (whole[[0, 4]] == POISON).all()
+    for row, message in zip(whole[1:4], messages, strict=True):
+        kept = max(message.size - lanes, 0)  # a row takes no more before it gives back
+        assert row[:kept].numpy().view(np.uint32).tolist() == message.tail[:kept].tolist()
+    # Who has failed is left alone, whatever comes next.
+    before = whole.clone()
+    work(ours)
+    _, left = uniform.pop_uniform(ours, torch.full((120,), 9), 40 * ALL)
+    assert torch.equal(whole, before)
+    assert left.size.tolist() == [-1, -1, -1]
 
 
 def test_slots_are_looked_up(monkeypatch):
@@ -74,13 +238,15 @@ def test_slots_are_looked_up(monkeypatch):
     given = mixtures(random, 200)
     slots = random.integers(0, 1 << SUPPORT.precision, 200)
     slots[:2] = 0, (1 << SUPPORT.precision) - 1
-    symbols, start, freq = mixture.lookup(
+    symbols, places, freq = mixture.lookup(
         torch.from_numpy(slots), *map(torch.from_numpy, given), SUPPORT, tables()
     )
     coder = LogisticMixture(*SUPPORT)
     expected = coder.lookup(slots, *given)
     assert symbols.tolist() == expected.tolist()
-    assert [start.tolist(), freq.tolist()] == [e.tolist() for e in coder.interval(expected, *given)]
+    start, width = coder.interval(expected, *given)
+    assert places.tolist() == (slots - start).tolist()
+    assert freq.tolist() == width.tolist()
     assert len(runs.grids) == 1
 
 
@@ -98,9 +264,9 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
     A third message is too short both ways, which is none of the others' business.
     """
     monkeypatch.setattr(dequantize, "_BLOCK", 16)
-    monkeypatch.setattr(flow, "BLOCK", 16)
-    moves = Runs(monkeypatch, uniform, "move_kernel")
-    pops = Runs(monkeypatch, rans, "pop_table_kernel")
+    monkeypatch.setattr(maps, "BLOCK", 16)
+    moves = Runs(monkeypatch, maps, "affine_kernel")
+    blocks = Runs(monkeypatch, maps, "logit_kernel")
     random = np.random.default_rng(shape[1])
     model, lanes, count = make_chain_model(seed=2), 4, int(np.prod(shape))
     couplings = model.couplings["intra_luma"][1]
@@ -115,36 +281,36 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
 
     phase = flow_of(model, "intra_luma", 1)
     context = phase.context(torch.from_numpy(states))
-    whole = 3 * shape[0], *shape[1:]
+    whole, turn = (3, *shape), torch.arange(4)
     intervals = (torch.from_numpy(array.astype(np.int64)) for array in (start, freq))
-    pushed = phase.push(uploaded, *intervals, grid(fineness), context, whole)
+    phase.push(uploaded, *intervals, turn, grid(fineness), context, whole)
     for m, message in enumerate(messages):
         part, own = slice(m * count, (m + 1) * count), slice(m * shape[0], (m + 1) * shape[0])
         seen = couplings.context((states[own].astype(np.int16) + int8.ZERO).astype(np.uint8))
         inside = int8.inside(seen)[..., : couplings.shape.context].astype(np.int16) - int8.ZERO
-        assert np.array_equal(context[own].numpy(), inside)
+        assert np.array_equal(context[own, ..., 4:].numpy(), inside)
         steering = Steering(couplings, seen, shape)
         if m == 2:
             with pytest.raises(MessageExhausted):
                 on_cpu.push(message, start[part], freq[part], steering)
         else:
             on_cpu.push(message, start[part], freq[part], steering)
-    assert pushed.size.tolist() == [messages[0].size, messages[1].size, -1]
-    assert_same(rans.Messages(*(tensor[:2].contiguous() for tensor in pushed)), messages[:2])
+    assert uploaded.size.tolist() == [messages[0].size, messages[1].size, -1]
+    assert_same(rans.Messages(*(tensor[:2].contiguous() for tensor in uploaded)), messages[:2])
 
     short = Message.from_bytes(messages[1].to_bytes()[: 8 * lanes], lanes)
     uploaded = upload([*messages[:2], short], 2 * count)
     parameters = tuple(map(torch.from_numpy, given))
-    popped, left, lowest = phase.pop(
-        uploaded, parameters, SUPPORT, tables(), grid(fineness), context, whole
+    lowest = uploaded.size.clone()
+    popped = phase.pop(
+        uploaded, lowest, parameters, SUPPORT, tables(), turn, grid(fineness), context, whole
     )
     assert popped[: 2 * count].tolist() == symbols[: 2 * count].tolist()
-    assert left.size[2] == -1
-    assert left.size.tolist()[:2] == [9 * count, 9 * count]
-    assert (lowest <= left.size).all()
-    assert len(pops.grids) == 1
-    # Each way as many as there are blocks, and parts that are moved.
-    assert len(moves.grids) == 2 * (-(-count // 16) + 4)
+    assert uploaded.size[2] == -1
+    assert uploaded.size.tolist()[:2] == [9 * count, 9 * count]
+    assert (lowest <= uploaded.size).all()
+    assert len(blocks.grids) == 2 * -(-count // 16)
+    assert len(moves.grids) == 2 * 4  # the parts, each way
 
 
 def flow_of(model, name: str, phase: int) -> flow.Flow:

@@ -39,6 +39,7 @@ from triton_kernels import (
     heads,
     lattice,
     linear,
+    maps,
     mixture,
     motion,
     picture,
@@ -75,8 +76,8 @@ HEIGHT, WIDTH = 1080, 1920
 
 
 MODULES: list[ModuleType] = [
-    convolution, correction, coupling, features, filters, heads, lattice, linear, mixture, motion,
-    picture, rans, search, uniform,
+    convolution, correction, coupling, features, filters, heads, lattice, linear, maps, mixture,
+    motion, picture, rans, search, uniform,
 ]  # fmt: skip
 """Those that have kernels."""
 
@@ -248,13 +249,44 @@ def _pop_uniform(lanes: int) -> None:
     uniform.pop_uniform(_messages(lanes), _words(1 << 20), _words(65))
 
 
-def _move(lanes: int) -> None:
-    lines = uniform.Pieces(*(_words(1 << 20) for _ in range(4)))
-    uniform.move(_messages(lanes), _numbers(64), _words(1 << 20), lines, _words(65), down=True)
+def _grid() -> maps.Grid:
+    knots = _words(388)
+    return maps.Grid(10, _words(maps.CORE_SCALES), 24, knots, knots)
 
 
-def _pop_table(lanes: int) -> None:
-    rans.pop_table(_messages(lanes), _words(388), 24, _words(65), 1 << 20)
+def _line(bits: int = 14) -> Tensor:
+    """Samples of messages on a flow's grid."""
+    return empty(torch.int64, 64, 1 << bits)
+
+
+def _flow(lanes: int) -> None:
+    """What an encoder launches between a phase's intervals and its bits, without its networks."""
+    y = _line()
+    lowest, turn, grid = _numbers(64), _words(65), _grid()
+    maps.choose(_messages(lanes), y, y, y, turn, slice(0, maps.BLOCK))
+    maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK), forward=True)
+    _affine(lanes, forward=True)
+    maps.push_base(_messages(lanes), y, turn, grid)
+
+
+def _flow_back(lanes: int) -> None:
+    """What a decoder launches."""
+    lowest, turn, grid = _numbers(64), _words(65), _grid()
+    y = maps.pop_base(_messages(lanes), turn, (64, 1 << 14), grid)
+    _affine(lanes, forward=False)
+    maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK), forward=False)
+
+
+def _affine(lanes: int, forward: bool) -> None:
+    maps.affine(
+        _messages(lanes), _numbers(64), _line().view(64, 1, 128, 128),
+        empty(torch.int16, 64, 64, 64, 4), (1, 0, 2), _words(65), _grid(), forward,
+    )  # fmt: skip
+
+
+def _see() -> None:
+    place = empty(torch.int8, 64, 64, 64, 36)[..., :4]
+    maps.see(_line().view(64, 1, 128, 128), (1, 2), place, place, 10)
 
 
 def _look_up() -> None:
@@ -385,8 +417,9 @@ CASES = [
     Case("pop symbols, 64, 16 bits", lambda: _pop_symbols(64, 16)),
     Case("push uniform, 64", lambda: _push_uniform(64)),
     Case("pop uniform, 64", lambda: _pop_uniform(64)),
-    Case("move, 64 lanes", lambda: _move(64)),
-    Case("pop of a table, 64", lambda: _pop_table(64)),
+    Case("flow", lambda: _flow(64)),
+    Case("flow back", lambda: _flow_back(64)),
+    Case("flow: parts seen", _see),
     Case("look up, K 5, 8 bits", _look_up),
     Case("compensate", _compensate),
     *(

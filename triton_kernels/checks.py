@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+EXACT = {"enable_fp_fusion": False}
+"""What every launch asks of compilers: floats, where there are any, are not contracted."""
+
 MAX_SPAN = (1 << 31) - 1
 """Most elements of a tensor that kernels address with 32 bits."""
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check, check_pixels
+from triton_kernels.checks import EXACT, check, check_pixels
 
 LEAST_K = 32
 """Products of bytes that one tensor-core instruction adds up, at least."""
@@ -296,7 +296,7 @@ def convolve(
         pitches[0], pitch, pitches[1], x.shape[1], x.shape[2], positions,
         layer.low, layer.high, *limits,
         INPUTS=inputs, OUTPUTS=outputs, SIDE=layer.side, WIDE=digits == 2,
-        LOOK_UP=table is not None, ADD=residual is not None, **tile,
+        LOOK_UP=table is not None, ADD=residual is not None, **tile, **EXACT,
     )  # fmt: skip
     return y
 
@@ -330,6 +330,6 @@ def convolve_depthwise(x: Tensor, layer: Layer, y: Tensor) -> Tensor:
     depthwise_kernel[grid](
         x, layer.weight, layer.bias, layer.shift, y, *pitches,
         x.shape[1], x.shape[2], positions, layer.low, layer.high,
-        C=channels, SIDE=layer.side, **tile,
+        C=channels, SIDE=layer.side, **tile, **EXACT,
     )  # fmt: skip
     return y

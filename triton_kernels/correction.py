@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 from triton_kernels.mixture import Tables, check_tables, sigmoid_of
 
 BLOCK = 128
@@ -178,7 +178,8 @@ def learn(
     if total:
         costs_kernel[(triton.cdiv(-(-count // stride), BLOCK), chunks)](
             symbols, mean, scale, weight, which, corrections.age, *tables, logs, corrections.new,
-            count, stride, slot[0] * PHASES + slot[1], GROUPS * PHASES, K=components, BLOCK=BLOCK,
+            count, stride, slot[0] * PHASES + slot[1], GROUPS * PHASES,
+            K=components, BLOCK=BLOCK, **EXACT,
         )  # fmt: skip
 
 
@@ -197,6 +198,6 @@ def end_frame(corrections: Corrections, which: Tensor) -> None:
     buckets = GROUPS * PHASES * BUCKETS
     if chunks:
         offsets_kernel[(triton.cdiv(buckets, BLOCK), chunks)](
-            *corrections[:3], which, buckets, BLOCK=BLOCK
+            *corrections[:3], which, buckets, BLOCK=BLOCK, **EXACT
         )
         corrections.age.index_add_(0, which, torch.ones_like(which))

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check_pixels
+from triton_kernels.checks import EXACT, check_pixels
 from triton_kernels.convolution import Layer, blocks, check_layer, clamp, requantize, sums
 
 
@@ -104,6 +104,6 @@ def couple(
         pitch, linear_pitch, mask_pitch, moved_pitch, y_pitch,
         x.shape[1], x.shape[2], positions, layer.low, layer.high, fraction, -1 if inverse else 1,
         INPUTS=inputs, OUTPUTS=outputs, SIDE=layer.side, WIDE=digits == 2,
-        ADD=linear is not None, MASK=mask is not None, **tile,
+        ADD=linear is not None, MASK=mask is not None, **tile, **EXACT,
     )  # fmt: skip
     return y

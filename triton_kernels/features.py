@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check, check_pixels
+from triton_kernels.checks import EXACT, check, check_pixels
 from triton_kernels.lattice import (
     TAPS,
     check_level,
@@ -393,7 +393,7 @@ def intra(
     if anchors.numel():
         intra_kernel[(triton.cdiv(seen.shape[1] * seen.shape[2], BLOCK), count)](
             planes, place, light, before, *tables, seen, anchors, pitch, *geometry, shift,
-            PHASE=phase, CHROMA=around.light is not None, BLOCK=BLOCK,
+            PHASE=phase, CHROMA=around.light is not None, BLOCK=BLOCK, **EXACT,
         )  # fmt: skip
     return anchors
 
@@ -439,6 +439,6 @@ def inter(
     if anchors.numel():
         inter_kernel[(triton.cdiv(seen.shape[1] * seen.shape[2], BLOCK), count)](
             planes, place, *around[:2], *lights, linear, before, *tables, seen, anchors, pitch,
-            *geometry, shift, PHASE=phase, CHROMA=around.light is not None, BLOCK=BLOCK,
+            *geometry, shift, PHASE=phase, CHROMA=around.light is not None, BLOCK=BLOCK, **EXACT,
         )  # fmt: skip
     return anchors

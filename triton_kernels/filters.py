@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 from triton_kernels.linear import (
     CLASSES,
     GROUPS,
@@ -219,18 +219,18 @@ def end_frame(learned: Filters, defaults: Tensor, constants: Tensor, which: Tens
     size = products(taps)
     fade_kernel[(planes * SLOTS,)](
         learned.faded, learned.sums, constants, which, each,
-        PRODUCTS=size, BLOCK=triton.next_power_of_2(size), enable_fp_fusion=False,
+        PRODUCTS=size, BLOCK=triton.next_power_of_2(size), **EXACT,
     )  # fmt: skip
     systems = planes * SLOTS // CLASSES
     common = torch.empty((systems, ROWS), dtype=torch.float64, device=device)
     common_kernel[(triton.cdiv(systems, SYSTEMS),)](
         learned.faded, defaults, common, constants, which, systems, each,
-        TAPS=taps, PRODUCTS=size, ROWS=ROWS, SYSTEMS=SYSTEMS, num_warps=8, enable_fp_fusion=False,
+        TAPS=taps, PRODUCTS=size, ROWS=ROWS, SYSTEMS=SYSTEMS, num_warps=8, **EXACT,
     )  # fmt: skip
     systems = planes * SLOTS
     start = torch.empty((systems, ROWS), dtype=torch.float64, device=device)
     class_kernel[(triton.cdiv(systems, SYSTEMS),)](
         learned.faded, defaults, common, start, learned.weights, constants, which, systems, each,
-        TAPS=taps, PRODUCTS=size, ROWS=ROWS, SYSTEMS=SYSTEMS, num_warps=8, enable_fp_fusion=False,
+        TAPS=taps, PRODUCTS=size, ROWS=ROWS, SYSTEMS=SYSTEMS, num_warps=8, **EXACT,
     )  # fmt: skip
     learned.age.index_add_(0, which, torch.ones_like(which))

@@ -4,7 +4,7 @@
 
 Every step is `flows.phase`'s on the CPU: networks in int8, maps by straight lines between integer
 knots, and bits off the stack and back onto it that make moving along a line lose nothing. Flows of
-some messages go together, as many elements of each.
+some messages go together, as many samples of each; `turn` says which, see `maps`.
 
 Of the layers there are only affine couplings here, which is what the packaged model has, and places
 do not lean.
@@ -18,40 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triton_kernels import convolution, mixture, rans, uniform
+from triton_kernels import convolution, maps, mixture, uniform
+from triton_kernels.maps import PARTS, Grid
 from triton_kernels.network import MOST, SHORT_MOST
 from triton_kernels.rans import Messages
-from triton_kernels.uniform import Pieces
-
-PARTS = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""Row and column of each part of a square of a phase's samples."""
-
-RANGE, CORE = 17, 8
-SCALE_MAX, SHIFT_MAX = 24, 3
-SEEN_BITS, SHIFT_BITS = 4, 8
-
-BLOCK = 1 << 12
-"""Elements between whose places and whose steps along the logit nothing else is coded."""
 
 Arrays = tuple[Tensor, Tensor, Tensor]
-
-
-class Grid(NamedTuple):
-    """Tables of a flow's grid, on a device.
-
-    Attributes:
-        fineness: Of the grid.
-        core: int64 [49], half of an affine map's core by its scale.
-        precision: Of the symbols' intervals.
-        knots: int64 [K + 1], the logit's, in u.
-        images: int64 [K + 1], where they are on the grid.
-    """
-
-    fineness: int
-    core: Tensor
-    precision: int
-    knots: Tensor
-    images: Tensor
 
 
 class Coupling(NamedTuple):
@@ -101,130 +73,111 @@ class Flow:
         ]
 
     def context(self, states: Tensor) -> Tensor:
-        """Return the context of a phase's squares.
+        """Return what networks see of a phase's squares: room for the parts, and the context.
 
         Args:
             states: int8 [N, rows, columns, C].
 
         Returns:
-            int8 [N, h, w, channels], of (rows + 1) // 2 by (columns + 1) // 2 squares.
+            int8 [N, h, w, 4 + channels], of (rows + 1) // 2 by (columns + 1) // 2 squares.
         """
         count, rows, columns, size = states.shape
         h, w = (rows + 1) // 2, (columns + 1) // 2
         squares = states.new_zeros((count, h, w, len(PARTS) * size))
-        for n in range(len(PARTS)):
-            part = part_of(states, n)
+        for n, (row, column) in enumerate(PARTS):
+            part = states[:, row::2, column::2]
             squares[:, : part.shape[1], : part.shape[2], n * size : (n + 1) * size] = part
-        out = states.new_empty((count, h, w, self._context.weight.shape[1]))
-        return convolution.convolve(squares, self._context, out)
+        out = states.new_empty((count, h, w, len(PARTS) + self._context.weight.shape[1]))
+        convolution.convolve(squares, self._context, out[..., len(PARTS) :])
+        return out
 
     def push(
         self,
         messages: Messages,
         start: Tensor,
         freq: Tensor,
+        turn: Tensor,
         grid: Grid,
         context: Tensor,
-        shape: tuple[int, int, int],
-    ) -> Messages:
+        shape: tuple[int, int, int, int],
+    ) -> Tensor:
         """Push symbols, with bits that come back when they are popped.
 
         Args:
-            messages: Give and take bits; each tail has room for two words a symbol. Unspecified
-                afterwards.
+            messages: Give and take bits, in place; each tail has room for two words a symbol. Sizes
+                become -1 where there are too few words, and what else there is is unspecified.
             start: Left ends of the symbols' intervals, int64 [n], message after message.
             freq: Their widths, alike.
+            turn: Who takes part; see `maps`.
             grid: Tables.
             context: Of all planes, from `context`.
-            shape: (planes, rows, columns) of all messages together.
+            shape: (messages taking part, planes of each, rows, columns).
 
         Returns:
-            The messages; size -1 where there were too few words.
+            The messages' least sizes on the way, int32 [messages].
         """
         lowest = messages.size.clone()
-        begin, width = (values.view(len(messages.size), -1) for values in (start, freq))
-        y = torch.empty_like(begin)
-        for block in reversed(blocks(y.shape[1])):
-            inside = flat(width[:, block])
-            bounds = bounds_of(messages, inside.numel())
-            places, messages = uniform.pop_uniform(messages, inside, bounds)
-            u = flat(begin[:, block]) + places
-            moved = uniform.move(
-                messages, lowest, u, logit_pieces(u, grid, False), bounds, down=True
-            )
-            y[:, block] = moved.view(len(y), -1)
-        y = y.view(shape)
+        begin, width = (values.view(shape[0], -1) for values in (start, freq))
+        line = torch.zeros_like(begin)
+        for block in reversed(_blocks(line.shape[1])):
+            maps.choose(messages, begin, width, line, turn, block)
+            maps.logit(messages, lowest, line, turn, grid, block, forward=True)
+        y = line.view(shape)
         for coupling in self._couplings:
-            squares = parameters(y, coupling, context, grid)
+            outputs = _parameters(y, coupling, context, grid)
             for n, part in enumerate(coupling.moved):
-                values = part_of(y, part)
-                line, bounds = flat(values), bounds_of(messages, values.numel())
-                pieces = affine_pieces(line, *cut(squares, n, values), grid, False)
-                moved = uniform.move(messages, lowest, line, pieces, bounds, down=True)
-                values[:] = moved.view(values.shape)
-        y = y.reshape(-1)
-        pieces, bounds = logit_pieces(y, grid, True), bounds_of(messages, y.numel())
-        uniform.push_uniform(messages, y - pieces.y0, pieces.v, bounds)
-        each = y.numel() // len(messages.size)
-        sizes = torch.full_like(bounds[1:], each), torch.full_like(bounds[1:], grid.precision)
-        rans.push(
-            messages, pieces.x0.int(), pieces.w.int(), torch.stack((bounds[:-1], *sizes), 1),
-            torch.arange(len(bounds), device=bounds.device),
-        )  # fmt: skip
-        return messages
+                parts = part, n, len(coupling.moved)
+                maps.affine(messages, lowest, y, outputs, parts, turn, grid, forward=True)
+        maps.push_base(messages, line, turn, grid)
+        return lowest
 
     def pop(
         self,
         messages: Messages,
+        lowest: Tensor,
         mixtures: Arrays,
         support: mixture.Support,
         tables: mixture.Tables,
+        turn: Tensor,
         grid: Grid,
         context: Tensor,
-        shape: tuple[int, int, int],
-    ) -> tuple[Tensor, Messages, Tensor]:
+        shape: tuple[int, int, int, int],
+    ) -> Tensor:
         """Undo `push`.
 
         Args:
             messages: As in `push`.
+            lowest: int32 [messages], lowered to the least sizes on the way, above which words may
+                be others.
             mixtures: Of the symbols, int32 [n, K]; see `mixture.intervals`.
             support: Of all symbols.
             tables: From `mixture.tables`.
+            turn: As in `push`.
             grid: As in `push`.
             context: As in `push`.
             shape: As in `push`.
 
         Returns:
-            The symbols, int32 [n]; the messages; and their least sizes on the way, above which
-            words may be others. Where a size is -1, symbols are noise.
+            The symbols, int32 [n]; noise where a size has become -1.
         """
-        count = shape[0] * shape[1] * shape[2]
-        bounds = bounds_of(messages, count)
-        k, messages = rans.pop_table(messages, grid.knots, grid.precision, bounds, count)
-        low = grid.images[k]
-        places, messages = uniform.pop_uniform(messages, grid.images[k + 1] - low, bounds)
-        y, lowest = (places + low).view(shape), messages.size.clone()
+        count = shape[1] * shape[2] * shape[3]
+        line = maps.pop_base(messages, turn, (shape[0], count), grid)
+        y = line.view(shape)
         for coupling in reversed(self._couplings):
-            squares = parameters(y, coupling, context, grid)
+            outputs = _parameters(y, coupling, context, grid)
             for n, part in reversed(list(enumerate(coupling.moved))):
-                values = part_of(y, part)
-                line, bounds = flat(values), bounds_of(messages, values.numel())
-                pieces = affine_pieces(line, *cut(squares, n, values), grid, True)
-                moved = uniform.move(messages, lowest, line, pieces.turned(), bounds, down=False)
-                values[:] = moved.view(values.shape)
-        y = y.view(len(messages.size), -1)
-        symbols = torch.empty(y.shape, dtype=torch.int32, device=y.device)
-        each = [values.view(*y.shape, values.shape[1]) for values in mixtures]
-        for block in blocks(y.shape[1]):
-            line = flat(y[:, block])
-            bounds = bounds_of(messages, line.numel())
-            pieces = logit_pieces(line, grid, True).turned()
-            u = uniform.move(messages, lowest, line, pieces, bounds, down=False)
+                parts = part, n, len(coupling.moved)
+                maps.affine(messages, lowest, y, outputs, parts, turn, grid, forward=False)
+        symbols = torch.empty(line.shape, dtype=torch.int32, device=y.device)
+        each = [values.view(*line.shape, values.shape[1]) for values in mixtures]
+        for block in _blocks(count):
+            maps.logit(messages, lowest, line, turn, grid, block, forward=False)
+            u = line[:, block].reshape(-1)
             mean, scale, weight = (v[:, block].flatten(0, 1).contiguous() for v in each)
-            found, start, freq = mixture.lookup(u, mean, scale, weight, support, tables)
-            symbols[:, block] = found.view(len(y), -1)
-            uniform.push_uniform(messages, u - start, freq, bounds)
-        return symbols.view(-1), messages, lowest
+            found, places, freq = mixture.lookup(u, mean, scale, weight, support, tables)
+            symbols[:, block] = found.view(shape[0], -1)
+            uniform.push_uniform(messages, places, freq, turn * (block.stop - block.start))
+        return symbols.view(-1)
 
 
 class Flows(NamedTuple):
@@ -241,82 +194,18 @@ class Flows(NamedTuple):
     grids: Mapping[int, Grid]
 
 
-def part_of(planes: Tensor, part: int) -> Tensor:
-    """Return a part of all squares of planes [N, rows, columns, ...]; a view."""
-    row, column = PARTS[part]
-    return planes[:, row::2, column::2]
+def _blocks(count: int) -> list[slice]:
+    """Cut a message's samples."""
+    size = maps.BLOCK
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
-def flat(values: Tensor) -> Tensor:
-    """Return values in a row, one after the other."""
-    return values.reshape(-1).contiguous()
-
-
-def blocks(count: int) -> list[slice]:
-    """Cut a message's elements."""
-    return [slice(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK)]
-
-
-def bounds_of(messages: Messages, count: int) -> Tensor:
-    """Return whose elements are whose, of messages that have as many each, int64 [messages + 1]."""
-    number = len(messages.size)
-    return torch.arange(number + 1, device=messages.size.device) * (count // max(number, 1))
-
-
-def parameters(y: Tensor, coupling: Coupling, context: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return a coupling's shifts in cells and scale indices, int64 [N, h, w, moved], of squares."""
-    half = RANGE << grid.fineness
-    count, h, w, _ = context.shape
-    seen = context.new_zeros((count, h, w, len(PARTS)))
-    for part in range(len(PARTS)):
-        if part not in coupling.moved:
-            steps = (part_of(y, part) - half) >> (grid.fineness - SEEN_BITS)
-            seen[:, : steps.shape[1], : steps.shape[2], part] = steps.clamp(-MOST, MOST)
-    state = context.new_empty((count, h, w, coupling.begin.weight.shape[1]))
-    convolution.convolve(torch.cat((seen, context), 3), coupling.begin, state)
-    grown = torch.empty_like(state)
-    convolution.convolve(state, coupling.block, grown, residual=state, limits=(0, MOST))
-    out = context.new_empty((count, h, w, 2 * len(coupling.moved)), dtype=torch.int16)
-    convolution.convolve(torch.cat((grown, seen), 3), coupling.head, out)
-    shifts, scales = out.long().split(len(coupling.moved), 3)
-    most = SHIFT_MAX << grid.fineness
-    shifts = ((shifts << grid.fineness) >> SHIFT_BITS).clamp(-most, most)
-    return shifts, scales.clamp(-SCALE_MAX, SCALE_MAX)
-
-
-def cut(squares: tuple[Tensor, Tensor], n: int, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the n-th shifts and scales of the squares that have some values, flat."""
-    _, rows, columns = values.shape
-    shifts, scales = (flat(each[:, :rows, :columns, n]) for each in squares)
-    return shifts, scales
-
-
-def affine_pieces(z: Tensor, shift: Tensor, scale: Tensor, grid: Grid, of_image: bool) -> Pieces:
-    """Return the pieces of affine maps that hold z, or whose images do."""
-    low, high = (RANGE - CORE) << grid.fineness, (RANGE + CORE) << grid.fineness
-    total = (2 * RANGE) << grid.fineness
-    half = grid.core[scale + SCALE_MAX]
-    left = (RANGE << grid.fineness) + shift - half
-    right = left + 2 * half
-    below = z < (left if of_image else low)
-    above = z >= (right if of_image else high)
-
-    def choose(first: Tensor | int, second: Tensor | int, third: Tensor | int) -> Tensor:
-        ends = (torch.as_tensor(e, device=z.device) for e in (first, second, third))
-        one, two, three = (torch.broadcast_to(end, z.shape) for end in ends)
-        return torch.where(below, one, torch.where(above, three, two))
-
-    return Pieces(
-        choose(0, low, high),
-        choose(low, high - low, total - high),
-        choose(0, left, right),
-        choose(left, right - left, total - right),
-    )
-
-
-def logit_pieces(z: Tensor, grid: Grid, of_image: bool) -> Pieces:
-    """Return the pieces of the logit that hold z, or whose images do."""
-    line = grid.images if of_image else grid.knots
-    k = (torch.searchsorted(line, z, right=True) - 1).clamp(0, len(line) - 2)
-    x0, y0 = grid.knots[k], grid.images[k]
-    return Pieces(x0, grid.knots[k + 1] - x0, y0, grid.images[k + 1] - y0)
+def _parameters(y: Tensor, coupling: Coupling, context: Tensor, grid: Grid) -> Tensor:
+    """Return what a coupling's network says of squares, int16 [N, h, w, 2 * moved]."""
+    squares, width = context.shape[:3], coupling.begin.weight.shape[1]
+    both = context.new_empty((*squares, width + len(PARTS)))
+    maps.see(y, coupling.moved, context[..., : len(PARTS)], both[..., width:], grid.fineness)
+    state = convolution.convolve(context, coupling.begin, context.new_empty((*squares, width)))
+    convolution.convolve(state, coupling.block, both[..., :width], residual=state, limits=(0, MOST))
+    out = context.new_empty((*squares, coupling.head.weight.shape[1]), dtype=torch.int16)
+    return convolution.convolve(both, coupling.head, out)

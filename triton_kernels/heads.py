@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 from triton_kernels.correction import BUCKETS, GROUPS, PHASES
 
 BLOCK = 128
@@ -139,6 +139,6 @@ def mixtures(
         mixtures_kernel[(triton.cdiv(rows * columns, BLOCK), count)](
             head, anchors, offsets, which, table, *made, rows, columns, gh, gw, shift,
             count // chunks, slot[0] * PHASES + slot[1], GROUPS * PHASES,
-            K=components, BLOCK=BLOCK,
+            K=components, BLOCK=BLOCK, **EXACT,
         )  # fmt: skip
     return made

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton import knobs
 
-from triton_kernels import features, flow, linear, mixture, search
+from triton_kernels import features, flow, linear, maps, mixture, search
 from triton_kernels.link import Link
 from triton_kernels.network import Network
 from triton_kernels.session import Frozen, Model, Part, Session
@@ -101,7 +101,7 @@ class Host:
         }
         half = _tensor(core).to(device)
         grids = {
-            precision: flow.Grid(
+            precision: maps.Grid(
                 fineness, half, precision, _tensor(knots).to(device), _tensor(images).to(device)
             )
             for precision, (knots, images) in curves.items()

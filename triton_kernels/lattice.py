@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 
 BLOCK = 256
 MAX_LEVELS = 6
@@ -196,7 +196,7 @@ def _move(
     if symbols.numel():
         phase_kernel[(triton.cdiv(rows * columns, BLOCK), count)](
             planes, place, symbols, height, width, level, rows, columns, *PHASES[phase],
-            PUT=put, BLOCK=BLOCK,
+            PUT=put, BLOCK=BLOCK, **EXACT,
         )  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def on_grid(planes: Tensor, place: Tensor, shape: tuple[int, int], gain: int) ->
     out = torch.empty((count, *shape), dtype=torch.int32, device=planes.device)
     if out.numel():
         fold_kernel[(triton.cdiv(shape[0] * shape[1], BLOCK), count)](
-            planes, place, out, height, width, *shape, *folds, GAIN=gain, BLOCK=BLOCK
+            planes, place, out, height, width, *shape, *folds, GAIN=gain, BLOCK=BLOCK, **EXACT
         )
     return out
 
@@ -276,7 +276,7 @@ def cut_sums(planes: Tensor, place: Tensor, moved: Tensor) -> Tensor:
     sums = torch.zeros((count, 3), dtype=torch.int64, device=planes.device)
     blocks = triton.cdiv(((height - 1) // 2) * ((width - 1) // 2), BLOCK)
     if blocks and count:
-        cut_kernel[(blocks, count)](planes, place, moved, sums, height, width, BLOCK=BLOCK)
+        cut_kernel[(blocks, count)](planes, place, moved, sums, height, width, BLOCK=BLOCK, **EXACT)
     return sums
 
 

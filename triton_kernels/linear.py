@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 from triton_kernels.features import Around, position
 from triton_kernels.lattice import (
     TAPS,
@@ -324,7 +324,7 @@ def predict(
             planes, place, *pointers, which, learned.weights, taps, out,
             height, width, level, shift, *limits, each, slot * CLASSES * size,
             learned.weights[0, 0].numel(),
-            PHASE=phase, TAPS=size, BLOCK=BLOCK,
+            PHASE=phase, TAPS=size, BLOCK=BLOCK, **EXACT,
         )  # fmt: skip
     return out
 
@@ -371,5 +371,5 @@ def learn(
     learn_kernel[(triton.cdiv(most, LEARNED), PHASES, count)](
         planes, place, *pointers, which, learned.age, taps, learned.sums,
         height, width, level, shift, each, min(level, GROUPS - 1), *strides,
-        TAPS=size, PRODUCTS=products(size), BLOCK=LEARNED, num_warps=8,
+        TAPS=size, PRODUCTS=products(size), BLOCK=LEARNED, num_warps=8, **EXACT,
     )  # fmt: skip

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 
 BLOCK = 256
 MAX_PRECISION = 31
@@ -153,7 +153,7 @@ def search(
 
 @triton.jit
 def lookup_kernel(
-    slots, mean, scale, weight, packed, reciprocals, symbols, start, freq, count, low, high,
+    slots, mean, scale, weight, packed, reciprocals, symbols, places, freq, count, low, high,
     precision, K: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program looks BLOCK slots up; see `lookup`."""
@@ -164,7 +164,7 @@ def lookup_kernel(
         known, low, high, precision, BLOCK, K, ROUNDS, 1,
     )  # fmt: skip
     tl.store(symbols + at, z.to(tl.int32), known)
-    tl.store(start + at, begin, known)
+    tl.store(places + at, tl.load(slots + at, known, other=0) - begin, known)
     tl.store(freq + at, width, known)
 
 
@@ -254,7 +254,7 @@ def intervals(
     if count:
         intervals_kernel[(triton.cdiv(count, BLOCK),)](
             symbols, mean, scale, weight, *tables, start, freq, count, *support,
-            K=components, BLOCK=BLOCK,
+            K=components, BLOCK=BLOCK, **EXACT,
         )  # fmt: skip
     return start, freq
 
@@ -278,7 +278,8 @@ def lookup(
         tables: From `tables`.
 
     Returns:
-        The symbols, int32 [n], and the left ends and widths of their intervals, int64 [n].
+        The symbols, int32 [n], and where in their intervals slots are, and the intervals' widths,
+        int64 [n].
 
     Raises:
         TypeError: A tensor has another type.
@@ -287,10 +288,11 @@ def lookup(
     components = check_parameters(mean, scale, weight, support, tables)
     count = check("slots", slots, torch.int64, [mean.shape[0]], mean.device).numel()
     symbols = torch.empty(count, dtype=torch.int32, device=mean.device)
-    start, freq = torch.empty_like(slots), torch.empty_like(slots)
+    places, freq = torch.empty_like(slots), torch.empty_like(slots)
     if count:
         lookup_kernel[(triton.cdiv(count, BLOCK),)](
-            slots, mean, scale, weight, *tables, symbols, start, freq, count, *support,
+            slots, mean, scale, weight, *tables, symbols, places, freq, count, *support,
             K=components, ROUNDS=(support.high - support.low).bit_length(), BLOCK=BLOCK,
+            num_warps=8, **EXACT,
         )  # fmt: skip
-    return symbols, start, freq
+    return symbols, places, freq

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 from triton_kernels.lattice import check_storage, plane_of
 
 BLOCK = 8
@@ -106,7 +106,7 @@ def compensate(
     if target.numel():
         compensate_kernel[(triton.cdiv(height * width, TILE), count)](
             planes, place, fields, chosen, filters, target, height, width, rows, columns,
-            count // actions, *folds, 4 * low, 4 * high, TILE=TILE,
+            count // actions, *folds, 4 * low, 4 * high, TILE=TILE, **EXACT,
         )  # fmt: skip
     return target
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 
 MARGIN = 32
 UNIT = 16
@@ -104,12 +104,13 @@ def picture(luma: Tensor, filters: Tensor, bits: int) -> Picture:
     tall, wide = (-(-size // UNIT) * UNIT + 2 * MARGIN for size in (height, width))
     detail = torch.empty_like(luma)
     detail_kernel[(triton.cdiv(height * width, TILE),)](
-        luma, detail, height, width, drop, TILE=TILE
+        luma, detail, height, width, drop, TILE=TILE, **EXACT
     )
     phases = torch.empty((16, tall, wide), dtype=torch.int16, device=luma.device)
     interpolate_kernel[(triton.cdiv(tall * wide, TILE), 16)](
-        detail, filters, phases, height, width, tall, wide, MARGIN=MARGIN, LIMIT=LIMIT, TILE=TILE
-    )
+        detail, filters, phases, height, width, tall, wide,
+        MARGIN=MARGIN, LIMIT=LIMIT, TILE=TILE, **EXACT,
+    )  # fmt: skip
     rows, columns = (
         torch.arange(-MARGIN, size - MARGIN, device=luma.device).clamp(0, most - 1)
         for size, most in ((tall, height), (wide, width))
@@ -237,11 +238,11 @@ def first_looks(current: Picture, reference: Picture, hints: Tensor) -> Tensor:
     coarse_kernel[units](
         current.coarse, reference.coarse, starts, tall // COARSE, wide // COARSE, units[1],
         MARGIN=MARGIN // COARSE, REACH=REACH, STARTS=STARTS,
-        TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2), num_warps=8,
+        TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2), num_warps=8, **EXACT,
     )  # fmt: skip
     middle_kernel[units](
         current.middle, reference.middle, hints, starts, tall // MIDDLE, wide // MIDDLE,
         units[1], columns, MARGIN=MARGIN // MIDDLE, SPAN=SPAN, STARTS=STARTS,
-        TRIES=triton.next_power_of_2((2 * SPAN + 1) ** 2),
+        TRIES=triton.next_power_of_2((2 * SPAN + 1) ** 2), **EXACT,
     )  # fmt: skip
     return starts

@@ -2,7 +2,8 @@
 
     head    int64 [messages, lanes], each in [2**31, 2**63)
     tail    int32 [messages, capacity], words of 32 bits whatever their sign
-    size    int32 [messages], live words; -1 stands for a pop that found too few
+    size    int32 [messages], live words; -1 stands for a message that has failed: a pop has found
+            too few words, or a push no room. Nothing is ever read or written beyond a tail.
 
 Rows of a message follow one another, because each begins with the heads that the last one left:
 parallelism comes from lanes and from many messages at a launch. A row's spilled words stand in
@@ -26,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 from triton_kernels.mixture import Support, Tables, check_parameters, search
 
 MAX_LANES = 1024
@@ -55,13 +56,26 @@ class Messages(NamedTuple):
 
 
 @triton.jit
-def spill(head, tail, size, capacity, full):
-    """Move the low word of every full head onto the tail, in lane order."""
-    count = full.to(tl.int32)
+def put(words, tail, size, capacity, spilled):
+    """Put the words of the lanes that spill onto the tail, in lane order; none if one has no room.
+
+    Returns:
+        The size after, -1 where that fails, or something before has.
+    """
+    count = spilled.to(tl.int32)
+    total = tl.sum(count, 0)
+    # The place of the first who spills is the size: there is none below 0 where it fits.
+    fits = (size >= 0) & (size <= capacity - total)
     place = size + tl.cumsum(count, 0) - count
-    # The caller has made room; should it be mistaken, no other message is written to.
-    tl.store(tail + place, (head & _LOW).to(tl.int32), full & (place < capacity))
-    return tl.where(full, head >> _WORD, head), size + tl.sum(count, 0)
+    room = tl.where(fits, capacity, -1)
+    tl.store(tail + place, words.to(tl.int32), spilled & (place < room))
+    return tl.where(fits, size + total, -1)
+
+
+@triton.jit
+def spill(head, tail, size, capacity, full):
+    """Move the low word of every full head onto the tail; see `put`."""
+    return tl.where(full, head >> _WORD, head), put(head & _LOW, tail, size, capacity, full)
 
 
 @triton.jit
@@ -127,7 +141,7 @@ def push(messages: Messages, start: Tensor, freq: Tensor, segments: Tensor, boun
     if count:
         push_kernel[(count,)](
             *messages, start, freq, segments, bounds, capacity,
-            LANES=lanes, num_warps=warps(lanes),
+            LANES=lanes, num_warps=warps(lanes), **EXACT,
         )  # fmt: skip
 
 
@@ -176,7 +190,7 @@ def pop(messages: Messages, start: Tensor, freq: Tensor, precision: int) -> Mess
     if count and width:
         pop_kernel[(count,)](
             *messages, start, freq, left.head, left.size, width, capacity, precision,
-            LANES=lanes, num_warps=warps(lanes),
+            LANES=lanes, num_warps=warps(lanes), **EXACT,
         )  # fmt: skip
     return left
 
@@ -253,73 +267,7 @@ def pop_symbols(
             *messages, mean, scale, weight, *tables, bounds, symbols, left.head, left.size,
             capacity, *support, LANES=lanes, K=components,
             ROUNDS=triton.cdiv(span, ways), WAYS_BITS=ways,
-            num_warps=warps((lanes << ways) // 4, 16),
-        )  # fmt: skip
-    return symbols, left
-
-
-@triton.jit
-def pop_table_kernel(
-    head, tail, size, knots, bounds, symbols, out_head, out_size, capacity, entries, precision,
-    STEPS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """One program pops the symbols of one message under a table; see `pop_table`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
-    end = tl.load(bounds + i_m + 1)
-    row = tl.load(bounds + i_m)
-    while row < end:
-        known = row + lane < end
-        slot = h & ((tl.full((1,), 1, tl.int64) << precision) - 1)
-        k = tl.zeros((LANES,), dtype=tl.int32)
-        for n in tl.static_range(STEPS):
-            tried = k + (1 << (STEPS - 1 - n))
-            inside = tried < entries
-            k = tl.where(inside & (tl.load(knots + tried, inside, other=0) <= slot), tried, k)
-        begin = tl.load(knots + k)
-        tl.store(symbols + row + lane, k.to(tl.int64), known)
-        h = tl.where(known, (tl.load(knots + k + 1) - begin) * (h >> precision) + slot - begin, h)
-        h, live = refill(h, words, live, known & (h < _HEAD_MIN))
-        row = tl.where(live < 0, end, row + LANES)
-    tl.store(out_head + i_m * LANES + lane, h)
-    tl.store(out_size + i_m, live)
-
-
-def pop_table(
-    messages: Messages, knots: Tensor, precision: int, bounds: Tensor, count: int
-) -> tuple[Tensor, Messages]:
-    """Pop symbols of one table, whose k-th interval goes from knots[k] to knots[k + 1].
-
-    Args:
-        messages: Stay as they are.
-        knots: int64 [symbols + 1], ascending from 0 to 2**precision, none twice.
-        precision: 1..31.
-        bounds: int64 [messages + 1]: whose the symbols are, from 0 to `count`.
-        count: Of all messages.
-
-    Returns:
-        int64 [count], and what is left; the tail is shared. Where a size is -1, the message's
-        symbols are noise.
-
-    Raises:
-        TypeError: A tensor has another type.
-        ValueError: A shape, a device, a layout or the precision is out of range.
-    """
-    number, lanes, capacity = check_messages(messages)
-    device = messages.head.device
-    entries = check("knots", knots, torch.int64, [None], device).numel() - 1
-    check("bounds", bounds, torch.int64, [number + 1], device)
-    if entries < 1 or not 1 <= precision <= MAX_PRECISION:
-        raise ValueError(f"{entries} symbols of precision {precision} are no table")
-    symbols = torch.zeros(count, dtype=torch.int64, device=device)
-    left = messages.forked()
-    if number:
-        pop_table_kernel[(number,)](
-            *messages, knots, bounds, symbols, left.head, left.size, capacity, entries, precision,
-            STEPS=(entries - 1).bit_length(), LANES=lanes, num_warps=warps(lanes),
+            num_warps=warps((lanes << ways) // 4, 16), **EXACT,
         )  # fmt: skip
     return symbols, left
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 from triton_kernels.picture import LIMIT, MARGIN, STARTS, Picture, first_looks
 
 MAX_VECTOR = 2047
@@ -429,8 +429,9 @@ def search(
         check("beside", known, torch.int16, [rows, columns, 2], device)
         wanted, rates = current.phases[0].clone(), prices.rates[1]
         wanted_kernel[(rows, columns)](
-            current.phases, other.phases, known, wanted, columns, *size, MARGIN=MARGIN, LIMIT=LIMIT
-        )
+            current.phases, other.phases, known, wanted, columns, *size,
+            MARGIN=MARGIN, LIMIT=LIMIT, **EXACT,
+        )  # fmt: skip
     tall, wide = starts.shape[:2]
     field = torch.zeros_like(hints)
     for line in range(wide + 2 * (tall - 1)):
@@ -440,7 +441,6 @@ def search(
             search_kernel[(count,)](
                 wanted, reference.phases, hints, starts, rates, *prices[1:], field, first, line,
                 rows, columns, wide, *size,
-                MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=8,
-                enable_fp_fusion=False,
+                MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=8, **EXACT,
             )  # fmt: skip
     return field

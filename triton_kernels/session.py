@@ -45,9 +45,6 @@ LEVEL_NETS = 3
 SCALE_ONE = 40
 """Scale index of a width of one sample step; 8 are an octave."""
 
-BATCH_SAMPLES = 1 << 20
-"""Luma samples of intra frames that go together, at most, where it is more than one."""
-
 
 class Part(NamedTuple):
     """Planes that are coded together.
@@ -248,11 +245,7 @@ class Session:
 
     def take(self, words: Sequence[NDArray[np.uint32]], lanes: int) -> None:
         """Send the words of messages, and make room for the planes."""
-        room = 0
-        if self._model.flows is not None:
-            # What a flow gives back stands above what it has taken, at most a word a symbol.
-            room = max(p.planes * max(p.height * p.width, BATCH_SAMPLES) for p in self._parts)
-        tail = np.zeros((self._chunks, room + max(1, *map(len, words))), dtype=np.uint32)
+        tail = np.zeros((self._chunks, max(1, *map(len, words))), dtype=np.uint32)
         for row, live in zip(tail, words, strict=True):
             row[: len(live)] = live
         (sent,) = self._link.send(tail)
@@ -282,6 +275,7 @@ class Session:
         new_head, new_size, *found = self._link.send(head, size, *(f for _, _, f in fields))
         self._end.messages = Messages(new_head, self._end.messages.tail, new_size)
         self._end.lowest = new_size.clone()
+        self._end.largest = int(size.max())
         for (chunk, frame, _), field in zip(fields, found, strict=True):
             self._fields[chunk, frame, : len(field)] = field
 
@@ -324,6 +318,7 @@ class Session:
             count: How many go together.
             shift: Low bits that networks do not see.
         """
+        self._make_room(count)
         jobs = self._jobs(chunks, frames)
         alone = self._numbers[: len(chunks)]
         for index, part in enumerate(self._parts):
@@ -349,6 +344,7 @@ class Session:
             both: Each has a second reference.
             shift: Low bits that networks do not see.
         """
+        self._make_room(1)
         jobs = self._jobs(chunks, frames)
         lights: list[Tensor] = []
         for index, part in enumerate(self._parts):
@@ -375,6 +371,18 @@ class Session:
             steps = self._filters[index].to(torch.float64) * 2.0**-14
             filters.end_frame(learned, steps, self._frozen.constants, jobs.which)
             correction.end_frame(self._corrections[index], jobs.which)
+
+    def _make_room(self, frames: int) -> None:
+        """Make room on the tails for what flows give back in a step, whatever the bits say.
+
+        A phase's flow may leave a message longer than it was. Of each symbol that is the steepest
+        slope of the logit over its flattest, 18 bits, and 3/4 of a bit a coupling, of which there
+        are at most 16: less than a word. Heads hold less than a word each.
+        """
+        if self._model.flows is not None and isinstance(self._end, Popper):
+            words = frames * sum(part.planes * part.height * part.width for part in self._parts)
+            lanes = self._end.messages.head.shape[1]
+            self._end.reserve(words + lanes)
 
     def _code_top(
         self, jobs: _Jobs, index: int, place: Tensor, first: Tensor | None, shift: int

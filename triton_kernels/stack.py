@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from triton_kernels import flow, mixture, rans
+from triton_kernels import flow, maps, mixture, rans
 
 
 class Kept(NamedTuple):
@@ -127,12 +127,13 @@ class Popper:
     Attributes:
         messages: As they are now.
         lowest: Their least sizes since it was set, int32 [chunks].
+        largest: The largest size when they were set.
     """
 
     def __init__(self, messages: rans.Messages, tables: mixture.Tables) -> None:
         self.messages, self._tables = messages, tables
         self._numbers = torch.arange(len(messages.size) + 1, device=messages.size.device)
-        self.lowest = messages.size.clone()
+        self.lowest, self.largest = messages.size.clone(), 0
 
     def code(
         self,
@@ -142,14 +143,7 @@ class Popper:
         support: mixture.Support,
     ) -> Tensor:
         """Pop symbols; see `End`. Chunks without a job pop none."""
-        each = mixtures[0].shape[0] // len(jobs)
-        bounds = torch.zeros_like(self._numbers)
-        for chunk, _ in jobs:
-            bounds += each * (self._numbers > chunk)
-        symbols, self.messages = rans.pop_symbols(
-            self.messages, *mixtures, bounds, support, self._tables
-        )
-        return symbols
+        return self._pop(self._turn([chunk for chunk, _ in jobs]), len(jobs), mixtures, support)
 
     def pop_phase(
         self,
@@ -157,7 +151,7 @@ class Popper:
         mixtures: tuple[Tensor, Tensor, Tensor],
         support: mixture.Support,
         phase: flow.Flow,
-        grid: flow.Grid,
+        grid: maps.Grid,
         states: Tensor,
     ) -> Tensor:
         """Pop a phase of some chunks, each by its flow or under its mixtures, as its bits say.
@@ -173,50 +167,60 @@ class Popper:
         Returns:
             int32 [n].
         """
-        device = states.device
-        ways = self.messages.head[:, :1] & 1
-        found = rans.pop(self.messages, ways.int(), torch.ones_like(ways, dtype=torch.int32), 1)
-        by_flow = ways.tolist()
+        # Who does not take part pops half a symbol of two: nothing.
+        turn = self._turn(chunks)
+        taking = turn.diff()[:, None].int()
+        ways = (self.messages.head[:, :1] & 1).int()
+        self.messages = rans.pop(self.messages, ways * taking, 2 - taking, 1)
+        found = ways.flatten().tolist()
         count, planes = mixtures[0].shape[0] // len(chunks), len(states) // len(chunks)
-        symbols = torch.empty((len(chunks), count), dtype=torch.int32, device=device)
+        symbols = torch.empty((len(chunks), count), dtype=torch.int32, device=states.device)
         for way in range(2):
-            own = [n for n, chunk in enumerate(chunks) if by_flow[chunk][0] == way]
+            own = [n for n, chunk in enumerate(chunks) if found[chunk] == way]
             if not own:
                 continue
-            at = torch.tensor(own, device=device)
-            rows = torch.tensor([chunks[n] for n in own], device=device)
-            messages = rans.Messages(*(tensor[rows] for tensor in found))
+            all_of_them = len(own) == len(chunks)
+            at = slice(None) if all_of_them else torch.tensor(own, device=states.device)
+            turn = self._turn([chunks[n] for n in own])
             mean, scale, weight = (
-                p.view(len(chunks), count, p.shape[1])[at].flatten(0, 1) for p in mixtures
+                values.unflatten(0, (len(chunks), count))[at].flatten(0, 1) for values in mixtures
             )
             if way:
                 seen = states.unflatten(0, (len(chunks), planes))[at].flatten(0, 1)
-                symbols[at], messages = self._pop_flow(
-                    messages, rows, (mean, scale, weight), support, phase, grid, seen
-                )
+                popped = phase.pop(
+                    self.messages, self.lowest, (mean, scale, weight), support, self._tables, turn,
+                    grid, phase.context(seen), (len(own), planes, *states.shape[1:3]),
+                )  # fmt: skip
             else:
-                bounds = torch.arange(len(own) + 1, device=device) * count
-                popped, messages = rans.pop_symbols(
-                    messages, mean, scale, weight, bounds, support, self._tables
-                )
-                symbols[at] = popped.view(len(own), count)
-            self.messages.head[rows], self.messages.size[rows] = messages.head, messages.size
+                popped = self._pop(turn, len(own), (mean, scale, weight), support)
+            symbols[at] = popped.view(len(own), count)
         return symbols.view(-1)
 
-    def _pop_flow(
+    def reserve(self, words: int) -> None:
+        """Make room for words that flows push; the largest message has room for so many more."""
+        tail, room = self.messages.tail, self.largest + words
+        if tail.shape[1] < room:
+            longer = tail.new_zeros((len(tail), room))
+            longer[:, : tail.shape[1]] = tail
+            self.messages = self.messages._replace(tail=longer)
+
+    def _turn(self, chunks: Sequence[int]) -> Tensor:
+        """Who takes part; see `maps`."""
+        turn = torch.zeros_like(self._numbers)
+        for chunk in chunks:
+            turn += self._numbers > chunk
+        return turn
+
+    def _pop(
         self,
-        messages: rans.Messages,
-        rows: Tensor,
+        turn: Tensor,
+        taking: int,
         mixtures: tuple[Tensor, Tensor, Tensor],
         support: mixture.Support,
-        phase: flow.Flow,
-        grid: flow.Grid,
-        states: Tensor,
-    ) -> tuple[Tensor, rans.Messages]:
-        popped, messages, lowest = phase.pop(
-            messages, mixtures, support, self._tables, grid, phase.context(states),
-            (states.shape[0], states.shape[1], states.shape[2]),
-        )  # fmt: skip
-        self.messages.tail[rows] = messages.tail
-        self.lowest[rows] = torch.minimum(self.lowest[rows], lowest)
-        return popped.view(len(rows), -1), messages
+    ) -> Tensor:
+        """Pop symbols of those who take part under their mixtures."""
+        each = mixtures[0].shape[0] // taking
+        symbols, self.messages = rans.pop_symbols(
+            self.messages, *mixtures, turn * each, support, self._tables
+        )
+        return symbols

@@ -1,7 +1,7 @@
 """Numbers that are uniform in any range, on the stack of bits: a bijection, whatever the range.
 
-And with them, moving numbers along a line from w to v of them, as `bitsback.Uniform` does: a number
-popped under v chooses, one pushed under w tells the choice, row by row.
+And with them, moving numbers along a line from w to v of them, which the kernels of `maps` do: a
+number popped under v chooses, one pushed under w tells the choice, row by row.
 
 With Q = 2**31 div R, heads in [Q, Q * 2**32) times R, plus a number, fill [Q * R, Q * R * 2**32)
 exactly once each: the heads' own range but for the sliver between Q * R and 2**31. A push spills
@@ -12,39 +12,22 @@ of the two steps spills, or refills, in either direction.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import check
+from triton_kernels.checks import EXACT, check
 from triton_kernels.rans import (
     _HEAD_MIN,
     _LOW,
     _WORD,
     Messages,
     check_messages,
+    put,
     refill,
     warps,
 )
-
-
-class Pieces(NamedTuple):
-    """The straight lines that numbers lie on, int64 [n] each: [x0, x0 + w) to [y0, y0 + v).
-
-    Products of w and v are below 2**62, and both are in 1..2**31.
-    """
-
-    x0: Tensor
-    w: Tensor
-    y0: Tensor
-    v: Tensor
-
-    def turned(self) -> Pieces:
-        """Return those of the inverse."""
-        return Pieces(self.y0, self.v, self.x0, self.w)
 
 
 @triton.jit
@@ -66,6 +49,42 @@ def pop_step(h, span):
     value = g - quotient * span
     low = (quotient < _HEAD_MIN) & ~above
     return tl.where(above, (quotient << _WORD) | (h & _LOW), quotient), value, low
+
+
+@triton.jit
+def push_row(h, words, live, capacity, value, span, known):
+    """Push a row of numbers in [0, span), span in 1..2**31: heads and size after."""
+    after, spilled = push_step(h, value, span)
+    live = put(h & _LOW, words, live, capacity, known & spilled)
+    return tl.where(known, after, h), live
+
+
+@triton.jit
+def pop_row(h, words, live, span, known):
+    """Pop a row of numbers in [0, span): heads and size after, and the numbers."""
+    after, number, low = pop_step(h, span)
+    after, live = refill(after, words, live, known & low)
+    return tl.where(known, after, h), live, number
+
+
+@triton.jit
+def move_row(h, words, live, least, capacity, x, x0, w, y0, v, known):
+    """Move a row of numbers from lines [x0, x0 + w) to lines [y0, y0 + v), as `bitsback.Uniform`.
+
+    Products of w and v are below 2**62, and both are in 1..2**31. What is not known stays.
+
+    Returns:
+        Heads, size, the least size so far, and the numbers.
+    """
+    # What keeps its length would pop a number and push it again.
+    moving = known & (w != v)
+    span, width = tl.where(moving, v, 1), tl.where(moving, w, 1)
+    h, live, number = pop_row(h, words, live, span, moving)
+    least = tl.minimum(least, live)
+    t = span * (x - x0) + number
+    quotient = t // width
+    h, live = push_row(h, words, live, capacity, t - quotient * width, width, moving)
+    return h, live, least, y0 + quotient
 
 
 @triton.jit
@@ -92,12 +111,8 @@ def push_uniform_kernel(head, tail, size, values, ranges, bounds, capacity, LANE
         value = tl.where(large, value >> 1, value)
         span = tl.where(large, (span + 1) >> 1, span)
         after, second = push_step(g, value, span)
-        spilled = known & (first | second)
-        count = spilled.to(tl.int32)
-        place = live + tl.cumsum(count, 0) - count
         word = tl.where(first, h, g) & _LOW
-        tl.store(words + place, word.to(tl.int32), spilled & (place < capacity))
-        live += tl.sum(count, 0)
+        live = put(word, words, live, capacity, known & (first | second))
         h = tl.where(known, after, h)
     tl.store(head + i_m * LANES + lane, h)
     tl.store(size + i_m, live)
@@ -123,7 +138,14 @@ def push_uniform(messages: Messages, values: Tensor, ranges: Tensor, bounds: Ten
     check("bounds", bounds, torch.int64, [count + 1], device)
     if count:
         push_uniform_kernel[(count,)](
-            *messages, values, ranges, bounds, capacity, LANES=lanes, num_warps=warps(lanes)
+            *messages,
+            values,
+            ranges,
+            bounds,
+            capacity,
+            LANES=lanes,
+            num_warps=warps(lanes),
+            **EXACT,
         )
 
 
@@ -190,88 +212,6 @@ def pop_uniform(messages: Messages, ranges: Tensor, bounds: Tensor) -> tuple[Ten
     if count:
         pop_uniform_kernel[(count,)](
             *messages, ranges, bounds, values, left.head, left.size, capacity,
-            LANES=lanes, num_warps=warps(lanes),
+            LANES=lanes, num_warps=warps(lanes), **EXACT,
         )  # fmt: skip
     return values, left
-
-
-@triton.jit
-def move_kernel(
-    head, tail, size, lowest, x, x0, w, y0, v, bounds, y, capacity,
-    DOWN: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """One program moves the numbers of one message, row after row; see `move`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    least = tl.load(lowest + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
-    begin = tl.load(bounds + i_m)
-    end = tl.load(bounds + i_m + 1)
-    rows = (end - begin + LANES - 1) // LANES
-    row = begin + (rows - 1) * LANES if DOWN else begin
-    while (rows > 0) & (live >= 0):
-        at = row + lane
-        known = at < end
-        width = tl.load(w + at, known, other=1)
-        span = tl.load(v + at, known, other=1)
-        place = tl.load(x + at, known, other=0) - tl.load(x0 + at, known, other=0)
-        # What keeps its length, and what is beyond the end, codes a number in a range of 1.
-        moving = width != span
-        span = tl.where(moving, span, 1)
-        width = tl.where(moving, width, 1)
-        h, number, low = pop_step(h, span)
-        h, live = refill(h, words, live, low)
-        least = tl.minimum(least, live)
-        t = span * place + number
-        quotient = t // width
-        after, spilled = push_step(h, t - quotient * width, width)
-        count = spilled.to(tl.int32)
-        to = live + tl.cumsum(count, 0) - count
-        tl.store(words + to, (h & _LOW).to(tl.int32), spilled & (to >= 0) & (to < capacity))
-        tl.store(y + at, tl.load(y0 + at, known, other=0) + quotient, known)
-        live = tl.where(live < 0, -1, live + tl.sum(count, 0))
-        h = after
-        row += -LANES if DOWN else LANES
-        rows -= 1
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
-    tl.store(lowest + i_m, least)
-
-
-def move(
-    messages: Messages, lowest: Tensor, x: Tensor, pieces: Pieces, bounds: Tensor, down: bool
-) -> Tensor:
-    """Move numbers along the lines they lie on, in place of the messages' bits.
-
-    Args:
-        messages: Give the choices and take back what tells them; each tail has room for a word a
-            number. Sizes become -1 where words do not suffice, and such messages are noise.
-        lowest: int32 [messages], lowered to the least size on the way.
-        x: int64 [n].
-        pieces: That hold them.
-        bounds: int64 [messages + 1]: whose the numbers are, from 0 to n.
-        down: Begin with the last row; the inverse, of turned pieces, begins with the first.
-
-    Returns:
-        int64 [n].
-
-    Raises:
-        TypeError: A tensor has another type.
-        ValueError: A shape, a device or a layout is another.
-    """
-    count, lanes, capacity = check_messages(messages)
-    device = messages.head.device
-    check("lowest", lowest, torch.int32, [count], device)
-    check("x", x, torch.int64, [None], device)
-    for name, tensor in zip(pieces._fields, pieces, strict=True):
-        check(name, tensor, torch.int64, list(x.shape), device)
-    check("bounds", bounds, torch.int64, [count + 1], device)
-    y = torch.zeros_like(x)
-    if count:
-        move_kernel[(count,)](
-            *messages, lowest, x, *pieces, bounds, y, capacity,
-            DOWN=down, LANES=lanes, num_warps=warps(lanes),
-        )  # fmt: skip
-    return y

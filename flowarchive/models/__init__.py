@@ -57,6 +57,9 @@ class Model(Protocol):
     def use(self, kernels: Kernels | None) -> None:
         """Have a device do the hot operations from now on, where it can; None for the CPU."""
 
+    def for_rehearsal(self) -> Self:
+        """Return the model as it is tried out: it takes the ways that it seldom takes, too."""
+
     def macs_per_sample(self) -> dict[str, int]:
         """Return the multiplications that samples of each kind cost, each way."""
 

@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import planes
-from flowarchive.ans import Message
+from flowarchive.ans import HEAD_MIN, Message
 
 if TYPE_CHECKING:
     from flowarchive.models import Model
 
 _MODULUS, _MULTIPLIER = 2147483647, 48271
+
+SUPPLY = 512
+"""Words that a rehearsal begins with: more than a phase's flow can ask for."""
 
 
 def noise(count: int) -> NDArray[np.int64]:
@@ -33,15 +36,19 @@ def noise(count: int) -> NDArray[np.int64]:
 def rehearse(model: Model) -> bytes | None:
     """Push a small chunk and pop it again; return its bytes, None where other frames come out.
 
-    Noise that moves by a sample a frame, so that all kinds of steps are taken.
+    Noise that moves by a sample a frame, so that frames of one and of two references follow the
+    first, onto a message of noise, which has bits to borrow: what has a flow goes by it.
     """
-    shapes, count, lanes = [(4, 5), (2, 3), (2, 3)], 3, 64
-    texture = (noise(8 * 8) % 64 - 32).astype(np.int32).reshape(8, 8)
+    model = model.for_rehearsal()
+    shapes, count, lanes = [(6, 7), (3, 4), (3, 4)], 3, 64
+    texture = (noise(10 * 10) % 64 - 32).astype(np.int32).reshape(10, 10)
     frames = []
     for t in range(count):
         luma, u, v = (texture[t : t + h, t : t + w] + t for h, w in shapes)
         frames.append(planes.Components(luma, np.stack([u, v])))
-    message = Message(lanes)
+    heads, words = (HEAD_MIN + noise(lanes)).astype("<u8"), noise(SUPPLY).astype("<u4")
+    supply = heads.tobytes() + words.tobytes()
+    message = Message.from_bytes(supply, lanes)
     model.push_frames(message, frames, "YUV", planes.MIN_BITS)
     data = message.to_bytes()
     popped = model.pop_frames(message, count, shapes, "YUV", planes.MIN_BITS)
@@ -50,4 +57,4 @@ def rehearse(model: Model) -> bytes | None:
         for ours, theirs in zip(frames, popped, strict=True)
         for one, other in zip(ours.parts, theirs.parts, strict=True)
     ]
-    return data if all(same) and message.is_drained else None
+    return data if all(same) and message.to_bytes() == supply else None

@@ -12,8 +12,10 @@ the shorter one.
 from __future__ import annotations
 
 import hashlib
+import math
+from copy import copy
 from functools import cache, partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,6 +86,7 @@ class ChainModel(VideoModel):
         shapes = coupling_shapes(config)
         super().__init__(config["video"], tensors)
         self._fineness: int = config["flow"]["fineness"]
+        self._takes_all = False
         self.has_kernels = all(shape.is_affine for shape in shapes.values())
         self.couplings = {
             name: tuple(Couplings(shape, tensors, _prefix(name, n)) for n in range(PHASES))
@@ -115,9 +118,15 @@ class ChainModel(VideoModel):
         flows = kernels.flows(FLOW_LEVELS, phases, self._fineness, core, curves)
         return Device(kernels, self.nets, self._filters, flows)
 
+    def for_rehearsal(self) -> Self:
+        """Return a model whose phases go by their flows whether it pays or not."""
+        model = copy(self)
+        model._takes_all = True
+        return model
+
     def recorder(self) -> Recorder:
         """Return an encoder's end of a walk."""
-        return _Borrower(self._fineness)
+        return _Borrower(self._fineness, -math.inf if self._takes_all else LEAST_GAIN)
 
     def reader(self, message: Message) -> Reader:
         """Return a decoder's end of a walk."""
@@ -151,9 +160,9 @@ class ChainModel(VideoModel):
 class _Borrower(Recorder):
     """The encoder's end, which pushes phases by their flows where there are bits to borrow."""
 
-    def __init__(self, fineness: int) -> None:
+    def __init__(self, fineness: int, least_gain: float) -> None:
         super().__init__()
-        self._fineness = fineness
+        self._fineness, self._least_gain = fineness, least_gain
 
     def phase(
         self,
@@ -165,15 +174,19 @@ class _Borrower(Recorder):
         """Keep a phase; see `codec.Coder`."""
         if around is None:
             return self.code(model, symbols, *parameters)
-        self._keep(partial(_find_phase, model, symbols, parameters, around, self._fineness))
+        made = self._fineness, self._least_gain
+        self._keep(partial(_find_phase, model, symbols, parameters, around, *made))
         return symbols
 
 
 class _Phase:
     """A phase that is pushed the shorter way."""
 
-    def __init__(self, intervals: Intervals, flow: PhaseFlow, steering: Steering) -> None:
+    def __init__(
+        self, intervals: Intervals, flow: PhaseFlow, steering: Steering, least_gain: float
+    ) -> None:
         self._intervals, self._flow, self._steering = intervals, flow, steering
+        self._least_gain = least_gain
 
     def push(self, message: Message, account: Account, frame: int) -> None:
         """Push the phase, and then which way it went."""
@@ -197,7 +210,7 @@ class _Phase:
                 if words >= message.size:
                     return _BY_MIXTURE
                 words *= 2
-        if cost.ideal > self._intervals.ideal - LEAST_GAIN:
+        if cost.ideal > self._intervals.ideal - self._least_gain:
             return _BY_MIXTURE
         lowest = message.bits - held + cost.lowest
         message.take_over(trial, words)
@@ -211,9 +224,10 @@ def _find_phase(
     parameters: tuple[Int32, Int32, Int32],
     around: Surroundings,
     fineness: int,
+    least_gain: float,
 ) -> _Phase:
     intervals = find_intervals(model, symbols, *parameters)
-    return _Phase(intervals, _flow(model.precision, fineness), around.steering())
+    return _Phase(intervals, _flow(model.precision, fineness), around.steering(), least_gain)
 
 
 class _Lender(Reader):

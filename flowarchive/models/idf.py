@@ -97,6 +97,10 @@ class IdfModel(nn.Module):
     def use(self, kernels: Kernels | None) -> None:
         """Stay on the CPU; see `models.Model`."""
 
+    def for_rehearsal(self) -> IdfModel:
+        """Return the model; see `models.Model`."""
+        return self
+
     def macs_per_sample(self) -> dict[str, int]:
         """Return the multiplications a sample of each component costs, each way."""
         return {

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,6 +180,10 @@ class VideoModel:
 
     def _on(self, kernels: Kernels) -> Device:
         return Device(kernels, self.nets, self._filters)
+
+    def for_rehearsal(self) -> Self:
+        """Return the model; see `models.Model`."""
+        return self
 
     def recorder(self) -> Recorder:
         """Return an encoder's end of a walk."""

@@ -1,4 +1,4 @@
-"""What a GPU could do at best: `python tests/bench/roofline.py`.
+"""What a GPU could do at best: `python tests/bench/roofline.py [CLIP]`.
 
 Walks through 1920x1080 4:2:0 frames of 8 bits with the packaged `video` model, on tensors without
 memory, and keeps every launch instead of making it: launches, multiplications and bytes are those
@@ -8,11 +8,16 @@ these kernels goes below. Nothing is run or measured; no GPU is needed.
 Each tensor counts once a launch: of stored frames one, of whole planes that a launch reads at a
 level the rows that the level has, and what is not learned from is not read. Products of the normal
 equations depend on the classes that samples happen to have, and are not counted.
+
+Of an 8-bit clip it also counts the decisions that its motion vectors are coded as.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowarchive import features, planes
+from flowarchive import features, media, motion, planes
 from flowarchive.archive.chunks import MAX_LANES, SAMPLES_PER_LANE
 from flowarchive.models.form import Form
+from flowarchive.models.plan import Plan
 from flowarchive.models.together import MOST
 from flowarchive.models.video import VideoModel
 from flowarchive.store import load_model
@@ -33,6 +39,7 @@ from triton_kernels.session import Session
 
 BITS = 8
 CHUNK_FRAMES = 30
+CLIP_FRAMES = 12
 SAMPLE_BITS = 3  # assumed, to say what heads cost
 LAUNCH_SECONDS = 3e-6  # assumed: a kernel that does next to nothing, one after the other
 
@@ -322,6 +329,36 @@ def print_traffic(luma: tuple[int, int], samples: int) -> None:
     )
 
 
+def print_vectors(clip: Path, samples: int) -> None:
+    """What the CPU codes of motion: decisions, each of which waits for the one before."""
+    with media.open_source(clip) as source:
+        letters = source.format.layout.components
+        frames = [planes.split(f.planes, letters, BITS) for f in islice(source, CLIP_FRAMES)]
+    plan, models = Plan(frames, BITS), (motion.VectorModel(), motion.VectorModel())
+    height, width = frames[0].luma.shape
+    before, known, counts = motion.zero_field((height, width)), 0, []
+    for t in range(len(frames)):
+        fields = plan.fields(t)
+        if fields is None:
+            before, known = motion.zero_field((height, width)), 1
+            continue
+        coded = [motion.encode_field(fields[0], before, models[0])]
+        before = fields[0]
+        if known > 1 and not plan.near[t]:
+            coded.append(motion.encode_field(fields[1], motion.doubled(before), models[1]))
+        counts.append(sum(len(one.start) for one in coded))
+        known = 2
+    blocks = -(-height // motion.BLOCK) * -(-width // motion.BLOCK)
+    mean, many = sum(counts) / len(counts), -(-1080 // motion.BLOCK) * -(-1920 // motion.BLOCK)
+    print(
+        f"\nVectors of {len(counts)} inter frames of {clip.stem}, {width}x{height}: "
+        f"{min(counts)} to {max(counts)} decisions a frame,\n  {mean:.0f} on average, "
+        f"{mean / blocks:.1f} a block of {blocks}. At as many a block, 1920x1080 has "
+        f"{mean / blocks * many:.0f} a frame,\n  one after the other; its symbols are "
+        f"{samples // MAX_LANES} rows of {MAX_LANES} lanes."
+    )
+
+
 def main() -> None:
     model = load_model("video").network
     assert isinstance(model, VideoModel)
@@ -336,6 +373,8 @@ def main() -> None:
     fields = search.work["search"].launches / 3
     print(f"\nThe encoder's search takes {fields:.0f} launches a field more, two fields a frame.")
     print_rows(samples)
+    if sys.argv[1:]:
+        print_vectors(Path(sys.argv[1]), samples)
     print_traffic((height, width), samples)
 
 

@@ -1,0 +1,511 @@
+"""The maps of a phase's flow, each moved along in one launch: a place, the logit, couplings, base.
+
+    place in an interval  ->  logit  ->  affine couplings  ->  logistic base
+
+A kernel makes the straight pieces of its map where it needs them, of a layer's integers or of the
+grid's knots, and moves its numbers along them: between a layer's outputs and the moved numbers
+nothing is stored. Rows of lanes follow one another, as each begins with the heads of the last one.
+
+`turn` says who takes part: int64 [messages + 1], of each message how many before it do. Samples lie
+message after message, of those alone, in planes of `area` samples, each message with as many.
+
+A message that has failed, of size -1, is not worked on further; what stands in its place is noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels.checks import EXACT, check, check_pixels
+from triton_kernels.convolution import clamp
+from triton_kernels.rans import (
+    _HEAD_MIN,
+    MAX_PRECISION,
+    Messages,
+    check_messages,
+    refill,
+    spill,
+    warps,
+)
+from triton_kernels.uniform import move_row, pop_row, push_row
+
+PARTS = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""Row and column of each part of a square of a phase's samples."""
+
+BLOCK = 1 << 12
+"""Samples between whose places and whose steps along the logit nothing else is coded."""
+
+CORE_SCALES = 49
+SQUARES = 256  # that a program looks at
+
+_RANGE, _CORE = tl.constexpr(17), tl.constexpr(8)
+_SCALE_MAX, _SHIFT_MAX = tl.constexpr(24), tl.constexpr(3)
+_SEEN_BITS, _SHIFT_BITS = tl.constexpr(4), tl.constexpr(8)
+_SEEN_MOST = tl.constexpr(127)
+
+
+class Grid(NamedTuple):
+    """Tables of a flow's grid, on a device.
+
+    Attributes:
+        fineness: Of the grid.
+        core: int64 [49], half of an affine map's core by its scale.
+        precision: Of the symbols' intervals.
+        knots: int64 [K + 1], the logit's, in u: ascending from 0 to 2**precision, none twice.
+        images: int64 [K + 1], where they are on the grid, alike.
+    """
+
+    fineness: int
+    core: Tensor
+    precision: int
+    knots: Tensor
+    images: Tensor
+
+
+@triton.jit
+def find(line, z, pieces, STEPS: tl.constexpr):
+    """Find k with line[k] <= z < line[k + 1], of `pieces`, by their ends."""
+    k = tl.zeros_like(z).to(tl.int32)
+    for n in tl.static_range(STEPS):
+        tried = k + (1 << (STEPS - 1 - n))
+        inside = tried < pieces
+        k = tl.where(inside & (tl.load(line + tried, inside, other=0) <= z), tried, k)
+    return k
+
+
+@triton.jit
+def piece(line, other, z, pieces, STEPS: tl.constexpr):
+    """The piece of a curve that holds z: begin and length on `line`, and on the other side."""
+    k = find(line, z, pieces, STEPS)
+    x0, y0 = tl.load(line + k), tl.load(other + k)
+    return x0, tl.load(line + k + 1) - x0, y0, tl.load(other + k + 1) - y0
+
+
+@triton.jit
+def affine_piece(z, shift, half, fineness, FORWARD: tl.constexpr):
+    """The piece of an affine map, or of its inverse, that holds z; see `piece`."""
+    one = tl.full((1,), 1, tl.int64) << fineness
+    low, high, total = (_RANGE - _CORE) * one, (_RANGE + _CORE) * one, 2 * _RANGE * one
+    left = _RANGE * one + shift - half
+    right = left + 2 * half
+    if FORWARD:
+        below, above = z < low, z >= high
+    else:
+        below, above = z < left, z >= right
+    x0 = tl.where(below, 0, tl.where(above, high, low))
+    w = tl.where(below, low, tl.where(above, total - high, high - low))
+    y0 = tl.where(below, 0, tl.where(above, right, left))
+    v = tl.where(below, left, tl.where(above, total - right, right - left))
+    if FORWARD:
+        return x0, w, y0, v
+    return y0, v, x0, w
+
+
+@triton.jit
+def choose_kernel(
+    head, tail, size, start, freq, y, turn, each, first, count, capacity, LANES: tl.constexpr,
+):  # fmt: skip
+    """One program chooses the places of some of one message's symbols; see `choose`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    words = tail + i_m.to(tl.int64) * capacity
+    row = tl.load(turn + i_m) * each + first
+    stop = tl.where(tl.load(turn + i_m + 1) * each > row, row + count, row)
+    while (row < stop) & (live >= 0):
+        at = row + lane
+        known = at < stop
+        span = tl.load(freq + at, known, other=1)
+        h, live, place = pop_row(h, words, live, span, known)
+        tl.store(y + at, tl.load(start + at, known, other=0) + place, known)
+        row += LANES
+    tl.store(head + i_m * LANES + lane, h)
+    tl.store(size + i_m, live)
+
+
+@triton.jit
+def logit_kernel(
+    head, tail, size, lowest, y, turn, line, other, each, first, count, pieces, capacity,
+    FORWARD: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """One program moves some samples of one message from one side to the other; see `logit`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    least = tl.minimum(tl.load(lowest + i_m), live)
+    words = tail + i_m.to(tl.int64) * capacity
+    begin = tl.load(turn + i_m) * each + first
+    stop = tl.where(tl.load(turn + i_m + 1) * each > begin, begin + count, begin)
+    left = (stop - begin + LANES - 1) // LANES
+    row = begin + (left - 1) * LANES if FORWARD else begin
+    while (left > 0) & (live >= 0):
+        at = row + lane
+        known = at < stop
+        z = tl.load(y + at, known, other=0)
+        x0, w, y0, v = piece(line, other, z, pieces, STEPS)
+        h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
+        tl.store(y + at, moved, known)
+        row += -LANES if FORWARD else LANES
+        left -= 1
+    tl.store(head + i_m * LANES + lane, h)
+    tl.store(size + i_m, live)
+    tl.store(lowest + i_m, least)
+
+
+@triton.jit
+def affine_kernel(
+    head, tail, size, lowest, y, outputs, core, turn, planes, rows, columns, down, right,
+    squares_h, squares_w, parameter, moved_parts, fineness, capacity,
+    FORWARD: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """One program moves one part of one message's squares; see `affine`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    least = tl.minimum(tl.load(lowest + i_m), live)
+    words = tail + i_m.to(tl.int64) * capacity
+    plane = tl.load(turn + i_m) * planes
+    part_h, part_w = (rows - down + 1) // 2, (columns - right + 1) // 2
+    area = part_h * part_w
+    count = (tl.load(turn + i_m + 1) * planes - plane) * area
+    left = (count + LANES - 1) // LANES
+    row = (left - 1) * LANES if FORWARD else left * 0
+    most = _SHIFT_MAX << fineness
+    while (left > 0) & (live >= 0):
+        at = row + lane
+        known = at < count
+        i_n = plane + at // area
+        r = at % area // part_w
+        c = at % part_w
+        place = y + (i_n * rows + 2 * r + down) * columns + 2 * c + right
+        source = outputs + ((i_n * squares_h + r) * squares_w + c) * (2 * moved_parts) + parameter
+        shift = tl.load(source, known, other=0).to(tl.int32)
+        scale = tl.load(source + moved_parts, known, other=0).to(tl.int32)
+        shift = clamp((shift << fineness) >> _SHIFT_BITS, -most, most).to(tl.int64)
+        half = tl.load(core + clamp(scale, -_SCALE_MAX, _SCALE_MAX) + _SCALE_MAX)
+        z = tl.load(place, known, other=0)
+        x0, w, y0, v = affine_piece(z, shift, half, fineness, FORWARD)
+        h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
+        tl.store(place, moved, known)
+        row += -LANES if FORWARD else LANES
+        left -= 1
+    tl.store(head + i_m * LANES + lane, h)
+    tl.store(size + i_m, live)
+    tl.store(lowest + i_m, least)
+
+
+@triton.jit
+def push_base_kernel(
+    head, tail, size, y, turn, knots, images, each, pieces, precision, capacity,
+    STEPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """One program pushes the samples of one message; see `push_base`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    words = tail + i_m.to(tl.int64) * capacity
+    begin = tl.load(turn + i_m) * each
+    end = tl.load(turn + i_m + 1) * each
+    last = begin + (end - begin + LANES - 1) // LANES * LANES
+    row = last
+    while (row > begin) & (live >= 0):
+        row -= LANES
+        known = row + lane < end
+        z = tl.load(y + row + lane, known, other=0)
+        k = find(images, z, pieces, STEPS)
+        low = tl.load(images + k)
+        span = tl.load(images + k + 1) - low
+        h, live = push_row(h, words, live, capacity, z - low, span, known)
+        tl.store(y + row + lane, k.to(tl.int64), known)
+    tl.debug_barrier()
+    row = last
+    while (row > begin) & (live >= 0):
+        row -= LANES
+        known = row + lane < end
+        k = tl.load(y + row + lane, known, other=0)
+        start = tl.load(knots + k)
+        freq = tl.load(knots + k + 1) - start
+        full = known & ((h >> (63 - precision)) >= freq)
+        g, live = spill(h, words, live, capacity, full)
+        quotient = g // freq
+        h = tl.where(known, (quotient << precision) + (g - quotient * freq) + start, h)
+    tl.store(head + i_m * LANES + lane, h)
+    tl.store(size + i_m, live)
+
+
+@triton.jit
+def pop_base_kernel(
+    head, tail, size, y, turn, knots, images, each, pieces, precision, capacity,
+    STEPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """One program pops the samples of one message; see `pop_base`."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    words = tail + i_m.to(tl.int64) * capacity
+    begin = tl.load(turn + i_m) * each
+    end = tl.load(turn + i_m + 1) * each
+    row = begin
+    while (row < end) & (live >= 0):
+        known = row + lane < end
+        slot = h & ((tl.full((1,), 1, tl.int64) << precision) - 1)
+        k = find(knots, slot, pieces, STEPS)
+        start = tl.load(knots + k)
+        freq = tl.load(knots + k + 1) - start
+        h = tl.where(known, freq * (h >> precision) + slot - start, h)
+        h, live = refill(h, words, live, known & (h < _HEAD_MIN))
+        tl.store(y + row + lane, k.to(tl.int64), known)
+        row += LANES
+    tl.debug_barrier()
+    row = begin
+    while (row < end) & (live >= 0):
+        known = row + lane < end
+        k = tl.load(y + row + lane, known, other=0)
+        low = tl.load(images + k)
+        h, live, place = pop_row(h, words, live, tl.load(images + k + 1) - low, known)
+        tl.store(y + row + lane, low + place, known)
+        row += LANES
+    tl.store(head + i_m * LANES + lane, h)
+    tl.store(size + i_m, live)
+
+
+@triton.jit
+def seen_kernel(
+    y, first, second, first_pitch, second_pitch, rows, columns, squares_h, squares_w, squares,
+    fineness, MOVED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program looks at BLOCK squares; see `see`."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    r, c = at // squares_w % squares_h, at % squares_w
+    plane = y + (at // (squares_h * squares_w)).to(tl.int64) * rows * columns
+    for part in tl.static_range(4):
+        i, j = 2 * r + part // 2, 2 * c + part % 2
+        there = (at < squares) & (i < rows) & (j < columns) & ((MOVED >> part) % 2 == 0)
+        middle = _RANGE << fineness
+        z = tl.load(plane + i * columns + j, there, other=middle) - middle
+        steps = clamp(z >> (fineness - _SEEN_BITS), -_SEEN_MOST, _SEEN_MOST).to(tl.int8)
+        tl.store(first + at * first_pitch + part, steps, at < squares)
+        tl.store(second + at * second_pitch + part, steps, at < squares)
+
+
+def choose(
+    messages: Messages, start: Tensor, freq: Tensor, y: Tensor, turn: Tensor, part: slice
+) -> None:
+    """Pop a place in each symbol's interval; the inverse finds the symbols and pushes the places.
+
+    Args:
+        messages: Give the bits that choose, in place. Their sizes become -1 where words do not
+            suffice.
+        start: Left ends of intervals, int64 [taking part, n].
+        freq: Their widths, alike, 1..2**31.
+        y: Receives u, alike.
+        turn: Who takes part; see the module.
+        part: Which symbols of each message.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    number, lanes, capacity = check_messages(messages)
+    device = messages.head.device
+    shape = list(check("start", start, torch.int64, [None, None], device).shape)
+    check("freq", freq, torch.int64, shape, device)
+    check("y", y, torch.int64, shape, device)
+    check("turn", turn, torch.int64, [number + 1], device)
+    if y.numel():
+        choose_kernel[(number,)](
+            *messages, start, freq, y, turn, y.shape[1], part.start, part.stop - part.start,
+            capacity, LANES=lanes, num_warps=warps(lanes), **EXACT,
+        )  # fmt: skip
+
+
+def logit(
+    messages: Messages,
+    lowest: Tensor,
+    y: Tensor,
+    turn: Tensor,
+    grid: Grid,
+    part: slice,
+    forward: bool,
+) -> None:
+    """Move some samples along the logit, in place.
+
+    Args:
+        messages: Give the choices and take back what tells them, in place; each tail has room for a
+            word a sample. Their sizes become -1 where it, or words, do not suffice.
+        lowest: int32 [messages], lowered to the least size on the way.
+        y: int64 [taking part, n]: u in [0, 2**precision), and on the grid.
+        turn: As in `choose`.
+        grid: Tables.
+        part: As in `choose`.
+        forward: From u to the grid, the last row first; the inverse begins with the first.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    shape = _check(messages, y, [None] * 2, turn, grid)
+    check("lowest", lowest, torch.int32, [shape.number], y.device)
+    sides = (grid.knots, grid.images) if forward else (grid.images, grid.knots)
+    if y.numel():
+        logit_kernel[(shape.number,)](
+            *messages, lowest, y, turn, *sides, y.shape[1], part.start, part.stop - part.start,
+            shape.pieces, shape.capacity, FORWARD=forward, STEPS=shape.steps, LANES=shape.lanes,
+            num_warps=warps(shape.lanes), **EXACT,
+        )  # fmt: skip
+
+
+def affine(
+    messages: Messages,
+    lowest: Tensor,
+    y: Tensor,
+    outputs: Tensor,
+    parts: tuple[int, int, int],
+    turn: Tensor,
+    grid: Grid,
+    forward: bool,
+) -> None:
+    """Move one part of all squares by what a coupling's last layer says of them, in place.
+
+    Args:
+        messages: As in `logit`.
+        lowest: As in `logit`.
+        y: On the grid, int64 [taking part, planes, rows, columns].
+        outputs: Of squares, int16 [all planes, (rows + 1) // 2, (columns + 1) // 2, 2 * moved]:
+            shifts in 1/256, then scale indices.
+        parts: The part; its place among those that the coupling moves; and their number.
+        turn: As in `choose`.
+        grid: As in `logit`.
+        forward: As an encoder does, the last row first; the inverse begins with the first.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    shape = _check(messages, y, [None] * 4, turn, grid)
+    check("lowest", lowest, torch.int32, [shape.number], y.device)
+    taking, planes, rows, columns = y.shape
+    part, parameter, moved = parts
+    squares = (rows + 1) // 2, (columns + 1) // 2
+    check("outputs", outputs, torch.int16, [taking * planes, *squares, 2 * moved], y.device)
+    check("core", grid.core, torch.int64, [CORE_SCALES], y.device)
+    down, right = PARTS[part]
+    if y[:, :, down::2, right::2].numel():
+        affine_kernel[(shape.number,)](
+            *messages, lowest, y, outputs, grid.core, turn, planes, rows, columns, down, right,
+            *squares, parameter, moved, grid.fineness, shape.capacity,
+            FORWARD=forward, LANES=shape.lanes, num_warps=warps(shape.lanes), **EXACT,
+        )  # fmt: skip
+
+
+def push_base(messages: Messages, y: Tensor, turn: Tensor, grid: Grid) -> None:
+    """Push samples under the logistic base: the places in their pieces, then the pieces.
+
+    Args:
+        messages: Grow, in place; each tail has room for two words a sample.
+        y: On the grid, int64 [taking part, n]; unspecified afterwards.
+        turn: As in `choose`.
+        grid: As in `logit`.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    shape = _check(messages, y, [None] * 2, turn, grid)
+    if y.numel():
+        push_base_kernel[(shape.number,)](
+            *messages, y, turn, grid.knots, grid.images, y.shape[1], shape.pieces, grid.precision,
+            shape.capacity, STEPS=shape.steps, LANES=shape.lanes, num_warps=warps(shape.lanes),
+            **EXACT,
+        )  # fmt: skip
+
+
+def pop_base(messages: Messages, turn: Tensor, size: tuple[int, int], grid: Grid) -> Tensor:
+    """Pop samples under the logistic base; the mirror image of `push_base`.
+
+    Args:
+        messages: Shrink, in place. Their sizes become -1 where words do not suffice.
+        turn: As in `choose`.
+        size: How many take part, and their samples.
+        grid: As in `logit`.
+
+    Returns:
+        int64 [taking part, n], on the grid.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    y = torch.zeros(size, dtype=torch.int64, device=messages.head.device)
+    shape = _check(messages, y, [None] * 2, turn, grid)
+    if y.numel():
+        pop_base_kernel[(shape.number,)](
+            *messages, y, turn, grid.knots, grid.images, y.shape[1], shape.pieces, grid.precision,
+            shape.capacity, STEPS=shape.steps, LANES=shape.lanes, num_warps=warps(shape.lanes),
+            **EXACT,
+        )  # fmt: skip
+    return y
+
+
+def see(y: Tensor, moved: tuple[int, ...], first: Tensor, second: Tensor, fineness: int) -> None:
+    """Write what networks see of the parts that stay, in steps of 1/16, to two places.
+
+    Args:
+        y: On the grid, int64 [taking part, planes, rows, columns].
+        moved: Parts that do not stay; they are seen as zero, like those that are missing.
+        first: int8 [all planes, (rows + 1) // 2, (columns + 1) // 2, 4].
+        second: Alike.
+        fineness: Of the grid.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    taking, planes, rows, columns = check("y", y, torch.int64, [None] * 4).shape
+    squares = (rows + 1) // 2, (columns + 1) // 2
+    shape = taking * planes, *squares, len(PARTS)
+    pitches = [
+        check_pixels(name, place, torch.int8, shape, y.device)
+        for name, place in (("first", first), ("second", second))
+    ]
+    count = first[..., 0].numel()
+    if count:
+        seen_kernel[(triton.cdiv(count, SQUARES),)](
+            y, first, second, *pitches, rows, columns, *squares, count, fineness,
+            MOVED=sum(1 << part for part in moved), BLOCK=SQUARES, **EXACT,
+        )  # fmt: skip
+
+
+class _Shape(NamedTuple):
+    """What launchers tell kernels of messages and of a grid."""
+
+    number: int
+    lanes: int
+    capacity: int
+    pieces: int
+    steps: int
+
+
+def _check(
+    messages: Messages, y: Tensor, sizes: Sequence[None], turn: Tensor, grid: Grid
+) -> _Shape:
+    number, lanes, capacity = check_messages(messages)
+    device = messages.head.device
+    check("y", y, torch.int64, sizes, device)
+    check("turn", turn, torch.int64, [number + 1], device)
+    ends = check("knots", grid.knots, torch.int64, [None], device).numel()
+    check("images", grid.images, torch.int64, [ends], device)
+    if ends < 2 or not 1 <= grid.precision <= MAX_PRECISION:
+        raise ValueError(f"{ends} knots of precision {grid.precision} are no curve")
+    return _Shape(number, lanes, capacity, ends - 1, (ends - 2).bit_length())
