@@ -117,10 +117,7 @@ def kinds_of(given: list[planes.Components]) -> list[int]:
     """The kinds of a chunk's frames, as the encoder plans them."""
     planned = plan.Plan(given, 8)
     fields = [planned.fields(t) for t in range(len(given))]
-    return [
-        form.INTRA if field is None else form.NEAR if near else form.INTER
-        for field, near in zip(fields, planned.near, strict=True)
-    ]
+    return [planned.choice.kind(t, field is None) for t, field in enumerate(fields)]
 
 
 def pack(model: VideoModel, given: list[planes.Components]) -> bytes:
