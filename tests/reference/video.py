@@ -143,9 +143,7 @@ class Walk:
                         light[n],
                         *self.ranges[number],
                     )
-                    for reference, field, light in zip(
-                        self.remembered, fields, lights, strict=True
-                    )
+                    for reference, field, light in zip(self.remembered, fields, lights, strict=True)
                 ]
                 for n in part
             ]
