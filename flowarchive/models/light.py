@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flowarchive import planes
 from flowarchive.entropy import Table
 from flowarchive.lattice import QUARTERS
+from flowarchive.loops import compiled
 
 Int32 = NDArray[np.int32]
 Float64 = NDArray[np.float64]
@@ -78,13 +79,12 @@ def code_light(
         shape: How many references the frame has, and how many planes.
         bits: Depth of the samples.
     """
-    is_any = light is not None and is_lit(light[: shape[0]])
-    if not code(LIT, np.array([is_any], dtype=np.int32))[0]:
-        return None
     unit = 1 << (bits - planes.MIN_BITS)
     found = np.empty((*shape, 2), dtype=np.int32)
     found[:] = ONE, 0
-    known = light[: shape[0]] if is_any else found
+    known = found if light is None else light[: shape[0]]
+    if not code(LIT, np.array([is_lit(known)], dtype=np.int32))[0]:
+        return None
     lit = code(LIT, (known != (ONE, 0)).any(axis=2).ravel().astype(np.int32)) > 0
     numbers = known.reshape(-1, 2)[lit]
     numbers = code(NUMBERS, (numbers // (1, unit) + (0, LIMIT // 2)).ravel().astype(np.int32))
@@ -104,46 +104,52 @@ def find_lights(frames: Sequence[planes.Components], bits: int) -> list[Light | 
     """
     if not frames[0].fits_luma:
         return [None] * len(frames)
+    unit = 1 << (bits - planes.MIN_BITS)
     means = [[_means(plane) for part in frame.parts for plane in part] for frame in frames]
     lights: list[Light | None] = [None]
     for t in range(1, len(frames)):
         pasts = means[t - 1], means[max(t - 2, 0)]
-        light = [[_fit(*pair, bits) for pair in zip(means[t], past, strict=True)] for past in pasts]
+        light = [[_fit(*pair, unit) for pair in zip(means[t], past, strict=True)] for past in pasts]
         found = np.array(light, dtype=np.int32)
         lights.append(found if (found != (ONE, 0)).any() else None)
     return lights
 
 
+@compiled
 def _means(plane: Int32) -> Float64:
     """The means of a plane's whole blocks."""
-    rows, columns = (side // BLOCK for side in plane.shape)
-    whole = plane[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
-    means: Float64 = whole.sum(axis=(1, 3)).ravel() / BLOCK**2
-    return means
+    rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
+    sums = np.zeros((rows, columns), dtype=np.int64)
+    for y in range(rows * BLOCK):
+        row = plane[y]
+        for j in range(columns):
+            total = np.int32(0)
+            for x in range(j * BLOCK, (j + 1) * BLOCK):
+                total += row[x]
+            sums[y // BLOCK, j] += total
+    return sums.ravel() / BLOCK**2
 
 
-def _fit(own: Float64, past: Float64, bits: int) -> tuple[int, int]:
+@compiled
+def _fit(own: Float64, past: Float64, unit: int) -> tuple[int, int]:
     """The gain and the offset that give blocks the mean and the contrast that they have now.
 
     Contrasts are compared, as motion would bias a regression; what has changed on its own is left
     out.
     """
-    unit = 1 << (bits - planes.MIN_BITS)
-    kept = np.ones(own.size, dtype=np.bool_)
     if own.size < FEW:
         return ONE, 0
+    kept = np.ones(own.size, dtype=np.bool_)
+    gain, offset, change, left = ONE, 0.0, 0.0, 0.0
     for _ in range(ROUNDS):
-        means, contrasts = zip(
-            *((side[kept].mean(), side[kept].std()) for side in (own, past)), strict=True
-        )
-        gain = ONE
-        if contrasts[1] > 0:
-            gain = min(round(ONE * contrasts[0] / contrasts[1]), LIMIT - 1)
-        offset = means[0] - gain / ONE * means[1]
-        left = np.abs(own - gain / ONE * past - offset)
-        kept = left <= AWAY * np.median(left) + unit / QUARTERS
-    change = np.hypot(means[0] - means[1], contrasts[0] - contrasts[1])
-    if change <= max(STEP * unit, SHARE * left[kept].mean()):
+        a, b = own[kept], past[kept]
+        gain = ONE if b.std() == 0 else min(round(ONE * a.std() / b.std()), LIMIT - 1)
+        offset = a.mean() - gain / ONE * b.mean()
+        change = np.hypot(a.mean() - b.mean(), a.std() - b.std())
+        apart = np.abs(own - gain / ONE * past - offset)
+        kept = apart <= AWAY * np.median(apart) + unit / QUARTERS
+        left = apart[kept].mean()
+    if change <= max(STEP * unit, SHARE * left):
         return ONE, 0
     most = LIMIT // 2
     return gain, unit * min(max(round(offset * QUARTERS / unit), -most), most - 1)
