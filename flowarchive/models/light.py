@@ -11,6 +11,7 @@ The encoder compares means of blocks, which small motion hardly changes; a decod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +34,13 @@ LIMIT = 1 << 12
 LIT = Table([1, 1])
 NUMBERS = Table([1] * LIMIT)
 
-BLOCK = 8  # samples in each direction of the means
-FEW = 8  # blocks that tell nothing
+FOLD = 4  # samples in each direction of a sample of the small pictures that are looked at
+FEW = 8  # blocks of 2 x 2 of these tell nothing
 ROUNDS, AWAY = 4, 3  # of a fit, and from how many times the median on a block is left out
 # Light has changed where it moves blocks by so many steps of 8 bits, and so much of what is left.
 STEP, SHARE = 0.5, 0.5
+# With it, blocks of so many small samples find what is so much nearer to them, this far away.
+SIDE, BETTER, REACH = 4, 0.9, 6
 
 
 def adjust(values: Int32, lit: Int32, low: int, high: int) -> Int32:
@@ -105,51 +108,79 @@ def find_lights(frames: Sequence[planes.Components], bits: int) -> list[Light | 
     if not frames[0].fits_luma:
         return [None] * len(frames)
     unit = 1 << (bits - planes.MIN_BITS)
-    means = [[_means(plane) for part in frame.parts for plane in part] for frame in frames]
+    small = [[_folded(plane) for part in frame.parts for plane in part] for frame in frames]
     lights: list[Light | None] = [None]
     for t in range(1, len(frames)):
-        pasts = means[t - 1], means[max(t - 2, 0)]
-        light = [[_fit(*pair, unit) for pair in zip(means[t], past, strict=True)] for past in pasts]
+        pasts = small[t - 1], small[max(t - 2, 0)]
+        light = [[_fit(*pair, unit) for pair in zip(small[t], past, strict=True)] for past in pasts]
         found = np.array(light, dtype=np.int32)
         lights.append(found if (found != (ONE, 0)).any() else None)
     return lights
 
 
 @compiled
-def _means(plane: Int32) -> Float64:
-    """The means of a plane's whole blocks."""
-    rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
-    sums = np.zeros((rows, columns), dtype=np.int64)
-    for y in range(rows * BLOCK):
+def _folded(plane: Int32) -> Int32:
+    """The sums of a plane's squares of FOLD samples, of an even number of whole ones."""
+    rows, columns = (plane.shape[0] // (2 * FOLD) * 2, plane.shape[1] // (2 * FOLD) * 2)
+    sums = np.zeros((rows, columns), dtype=np.int32)
+    for y in range(rows * FOLD):
         row = plane[y]
         for j in range(columns):
-            total = np.int32(0)
-            for x in range(j * BLOCK, (j + 1) * BLOCK):
-                total += row[x]
-            sums[y // BLOCK, j] += total
-    return sums.ravel() / BLOCK**2
+            for x in range(j * FOLD, (j + 1) * FOLD):
+                sums[y // FOLD, j] += row[x]
+    return sums
 
 
 @compiled
-def _fit(own: Float64, past: Float64, unit: int) -> tuple[int, int]:
+def _fit(own: Int32, past: Int32, unit: int) -> tuple[int, int]:
     """The gain and the offset that give blocks the mean and the contrast that they have now.
 
     Contrasts are compared, as motion would bias a regression; what has changed on its own is left
-    out.
+    out. At last, motion has to explain less than light does.
     """
-    if own.size < FEW:
+    a, b = _blocks(own), _blocks(past)
+    if a.size < FEW:
         return ONE, 0
-    kept = np.ones(own.size, dtype=np.bool_)
+    kept = np.ones(a.size, dtype=np.bool_)
     gain, offset, change, left = ONE, 0.0, 0.0, 0.0
     for _ in range(ROUNDS):
-        a, b = own[kept], past[kept]
-        gain = ONE if b.std() == 0 else min(round(ONE * a.std() / b.std()), LIMIT - 1)
-        offset = a.mean() - gain / ONE * b.mean()
-        change = np.hypot(a.mean() - b.mean(), a.std() - b.std())
-        apart = np.abs(own - gain / ONE * past - offset)
+        now, then = a[kept], b[kept]
+        gain = ONE if then.std() == 0 else min(round(ONE * now.std() / then.std()), LIMIT - 1)
+        offset = now.mean() - gain / ONE * then.mean()
+        change = np.hypot(now.mean() - then.mean(), now.std() - then.std())
+        apart = np.abs(a - gain / ONE * b - offset)
         kept = apart <= AWAY * np.median(apart) + unit / QUARTERS
         left = apart[kept].mean()
     if change <= max(STEP * unit, SHARE * left):
         return ONE, 0
+    lit = gain / ONE * past + FOLD**2 * offset
+    if _apart(own, lit) > BETTER * _apart(own, 1.0 * past):
+        return ONE, 0
     most = LIMIT // 2
     return gain, unit * min(max(round(offset * QUARTERS / unit), -most), most - 1)
+
+
+@compiled
+def _blocks(small: Int32) -> Float64:
+    """The means of blocks, of the sums of squares."""
+    sums = small[::2, ::2] + small[1::2, ::2] + small[::2, 1::2] + small[1::2, 1::2]
+    return sums.ravel() / (2 * FOLD) ** 2
+
+
+@compiled
+def _apart(own: Int32, past: NDArray[Any]) -> float:
+    """How far a small picture is from another, each block from where that is nearest to it."""
+    total = 0.0
+    rows, columns = own.shape
+    for i in range(0, rows - SIDE + 1, SIDE):
+        for j in range(0, columns - SIDE + 1, SIDE):
+            least = np.inf
+            for v in range(max(i - REACH, 0), min(i + REACH, rows - SIDE) + 1):
+                for u in range(max(j - REACH, 0), min(j + REACH, columns - SIDE) + 1):
+                    apart = 0.0
+                    for y in range(SIDE):
+                        for x in range(SIDE):
+                            apart += abs(own[i + y, j + x] - past[v + y, u + x])
+                    least = min(least, apart)
+            total += least
+    return total

@@ -84,7 +84,7 @@ def main() -> None:
             sizes = [rate(model, clip, patch) for patch in (dark, nullcontext())]
             gain = 100 * (sizes[1] / sizes[0] - 1)
             numbers = "".join(f"{size:>10,.0f}" for size in sizes)
-            print(f"{path.name:<34}{change.__name__:<10}{numbers}{gain:>+8.2f} %", flush=True)
+            print(f"{path.stem:<34}{change.__name__:<10}{numbers}{gain:>+8.2f} %", flush=True)
 
 
 if __name__ == "__main__":
