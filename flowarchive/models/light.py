@@ -40,7 +40,7 @@ ROUNDS, AWAY = 4, 3  # of a fit, and from how many times the median on a block i
 # Light has changed where it moves blocks by so many steps of 8 bits, and so much of what is left.
 STEP, SHARE = 0.5, 0.5
 # With it, blocks of so many small samples find what is so much nearer to them, this far away.
-SIDE, BETTER, REACH = 4, 0.9, 6
+SIDE, BETTER, REACH = 4, 0.96, 6
 
 
 def adjust(values: Int32, lit: Int32, low: int, high: int) -> Int32:
