@@ -35,7 +35,7 @@ LIT = Table([1, 1])
 NUMBERS = Table([1] * LIMIT)
 
 FOLD = 4  # samples in each direction of a sample of the small pictures that are looked at
-FEW = 8  # blocks of 2 x 2 of these tell nothing
+FEW = 8  # fewer blocks of 2 x 2 of these tell nothing
 ROUNDS, AWAY = 4, 3  # of a fit, and from how many times the median on a block is left out
 # Light has changed where it moves blocks by so many steps of 8 bits, and so much of what is left.
 STEP, SHARE = 0.5, 0.5
