@@ -185,7 +185,7 @@ class Counter:
         """Send planes."""
         kind = np.int16
         samples = len(self._chunks) * 3 * sum(h * w for h, w in self.shapes)
-        return self._record(lambda: self.session.give(np.zeros(samples, dtype=kind)))
+        return self._record(lambda: self.session.give(np.zeros(samples, dtype=kind), []))
 
     def plan(self) -> Step:
         """Search motion for two frames, three fields."""
