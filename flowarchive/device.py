@@ -28,8 +28,8 @@ class Network(Protocol):
 class Session(Protocol):
     """Chunks on a device: arrays in, arrays out; see `triton_kernels.session.Session`."""
 
-    def give(self, samples: Any) -> None:
-        """Send planes, to be packed."""
+    def give(self, samples: Any, lights: Any) -> None:
+        """Send planes and light, to be packed."""
 
     def plan(self) -> tuple[Any, Any]:
         """Search all motion; return fields, and which frames are cuts."""
@@ -43,8 +43,8 @@ class Session(Protocol):
     def take(self, words: Any, lanes: int) -> None:
         """Send words, to be unpacked."""
 
-    def set_messages(self, head: Any, size: Any, fields: Any) -> None:
-        """Send heads as the CPU has left them, and the motion it has popped."""
+    def set_messages(self, head: Any, size: Any, fields: Any, lights: Any) -> None:
+        """Send heads as the CPU has left them, and the motion and light it has popped."""
 
     def messages(self) -> tuple[Any, Any, Any]:
         """Fetch heads, sizes, and of each message where words begin that are others, and these."""

@@ -306,16 +306,19 @@ WALK_REJECT: dict[str, Callable[[bytes], bytes]] = {
     "FormatError-video-shift": lambda _: with_front([1]),
     "FormatError-video-near-shift": lambda _: with_front([15, 1]),
     "FormatError-video-near-twice": lambda _: with_front([15, 15]),
+    "FormatError-video-light-shift": lambda _: with_front([14, 1]),
+    "FormatError-video-light-then-near": lambda _: with_front([14, 15]),
+    "FormatError-video-near-light-shift": lambda _: with_front([13, 1]),
 }
 
 
 def with_front(symbols: list[int]) -> bytes:
     """The archive written anew, with other symbols where the shift stands."""
 
-    def say(code: Callable[[Any, int], int], *_: Any) -> tuple[int, Any]:
+    def say(code: Callable[[Any, int], int], *_: Any) -> form.Front:
         for symbol in symbols:
             code(form.SHIFTS, symbol)
-        return 0, form.KINDS
+        return form.Front()
 
     case = ACCEPT[WALK_BASE]
     with (

@@ -24,7 +24,7 @@ from flowarchive.ans import Message
 from flowarchive.archive import chunks
 from flowarchive.codec import find_intervals
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
-from flowarchive.models import form, plan
+from flowarchive.models import form, light, plan
 from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.video import VideoModel
@@ -114,10 +114,7 @@ def kinds_of(given: list[planes.Components]) -> list[int]:
     """The kinds of a chunk's frames, as the encoder plans them."""
     planned = plan.Plan(given, 8)
     fields = [planned.fields(t) for t in range(len(given))]
-    return [
-        form.INTRA if field is None else form.NEAR if near else form.INTER
-        for field, near in zip(fields, planned.near, strict=True)
-    ]
+    return [planned.choice.kind(t, field is None) for t, field in enumerate(fields)]
 
 
 def pack(model: VideoModel, given: list[planes.Components]) -> bytes:
@@ -179,6 +176,41 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
         assert_same(ours, chunk)
         assert_same(unpack(model, data, 3), chunk)
     assert len(pops.grids) == launches
+
+
+def test_light_crosses_over(kernels, monkeypatch):
+    """A chunk with a frame of less light beside one without: found once, seen by both paths."""
+    model = make_video_model(seed=3)
+    first, second, last = frames(3, 0, seed=8)
+    dim = planes.Components(second.luma // 2 + 50, second.chroma // 2 + 9)
+    same, dimmed, back = (light.ONE, 0), (light.ONE // 2, 200), (2 * light.ONE, -400)
+    lights = [None, [[dimmed] * 3] * 2, [[back, back, same], [same, same, dimmed]]]
+    lights = [one and np.array(one, dtype=np.int32) for one in lights]
+    given = [[first, dim, last], frames(3, 0, seed=8)]
+
+    def find(frames, bits):
+        return lights if frames[1] is dim else [None] * 3
+
+    unlit = pack(model, given[0])
+    monkeypatch.setattr(plan, "find_lights", find)
+    assert [kinds_of(chunk) for chunk in given] == 2 * [[form.INTRA, form.INTER, form.INTER]]
+    on_cpu = [pack(model, chunk) for chunk in given]
+    assert on_cpu[0] != unlit
+    model.use(kernels)
+    messages = [Message(LANES) for _ in given]
+    model._device.push_chunks(messages, given, Form("YUV", 8))
+    assert [message.to_bytes() for message in messages] == on_cpu
+    unknown = [planes.blank(SHAPES, "YUV")] * 3
+    kernels.link.traffic = traffic = Traffic()
+    for ours, chunk, message in zip(
+        model._device.pop_chunks(messages, unknown, Form("YUV", 8)), given, messages, strict=True
+    ):
+        assert_same(ours, chunk)
+        assert message.is_drained
+    assert traffic.uploads == 4
+    model.use(None)
+    for data, chunk in zip(on_cpu, given, strict=True):
+        assert_same(unpack(model, data, 3), chunk)
 
 
 def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):

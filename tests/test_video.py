@@ -224,16 +224,17 @@ def test_a_held_frame_is_predicted_from_the_last_one_alone(monkeypatch):
     assert SHIFTS.pop(message, 1) == [0]
 
 
-def test_noise_is_no_cut_but_a_flash_is_one():
+def test_noise_and_a_flash_are_no_cuts_but_another_scene_is_one():
     """Under noise a still scene is nearer to its own neighbors than to the past."""
     random, size = np.random.default_rng(4), (96, 128)
     # A mosaic's noise: what differs from the neighbors stays where it is, light comes and goes.
     fixed = random.normal(0, 3, size)
     scenes = [128 + fixed + random.normal(0, 2, size) + 4 * (t % 2) for t in range(4)]
-    for last in (128 + random.normal(0, 3.6, size), scenes[0] + 40):
+    slope = np.add.outer(*map(np.arange, size)) + random.normal(0, 2, size)
+    for last, is_cut in ((slope, True), (scenes[0] + 40, False)):
         lumas = [np.rint(scene).astype(np.uint8) for scene in [*scenes, last]]
         plan = Plan([planes.split([luma], "Y", 8) for luma in lumas], 8)
-        assert [plan.fields(t) is None for t in range(5)] == [True, False, False, False, True]
+        assert [plan.fields(t) is None for t in range(5)] == [True, False, False, False, is_cut]
 
 
 class Counted:

@@ -257,6 +257,17 @@ def held(video: VideoFormat) -> list[Frame]:
     return [frame for pair in zip(frames, again, strict=True) for frame in pair]
 
 
+def flicker(video: VideoFormat, holds: int = 1, **options: Any) -> list[Frame]:
+    """Waves in another light every time, each of them held for some frames."""
+    top, frames = (1 << video.layout.bit_depth) - 1, []
+    for time, frame in enumerate(waves(video, **options)):
+        gain, offset = ((1, 0), (0.75, 0.2), (0.9, -0.05))[time % 3]
+        lit = [(gain * plane + offset * top).clip(0, top) for plane in frame.planes]
+        planes = tuple(plane.astype(video.dtype) for plane in lit)
+        frames += [Frame(planes, holds * time + n) for n in range(holds)]
+    return frames
+
+
 def waves(
     video: VideoFormat,
     count: int = 4,
@@ -445,6 +456,14 @@ VIDEO_CASES = {
         ),
         "video-gray12le-shift": Case(VideoFormat(21, 18, "gray12le"), frames={"noise": 4.0}),
         "video-near": Case(VideoFormat(17, 13, "yuv420p"), make=held),
+        "video-light": Case(
+            VideoFormat(24, 24, "yuv444p"), make=flicker, frames={"count": 3, "speed": 0}
+        ),
+        "video-light-near": Case(
+            VideoFormat(32, 17, "gray10le"),
+            make=flicker,
+            frames={"count": 3, "speed": 0.25, "holds": 2},
+        ),
         "video-yuva420p": Case(VideoFormat(13, 10, "yuva420p")),
         "video-yuva420p-constant-y": Case(
             VideoFormat(15, 11, "yuva420p"), frames={"constant": {"Y": 16}, "count": 3}
@@ -472,6 +491,9 @@ CHAIN_CASES = {
             settings={"SAMPLES_PER_LANE": 100},
         ),
         "chain-cuts": Case(VideoFormat(14, 10, "gray"), frames={"count": 4, "cuts": (1, 2)}),
+        "chain-light": Case(
+            VideoFormat(24, 25, "gray"), make=flicker, frames={"count": 3, "speed": 0}
+        ),
         "chain-account": Case(VideoFormat(14, 10, "gray"), frames={"count": 9, "cuts": (4,)}),
         "chain-layers": Case(
             VideoFormat(18, 13, "gray"),

@@ -4,9 +4,9 @@ A session owns what a walk through some chunks needs and keeps it on the device:
 mixtures, filters, corrections, and intervals or messages. Whoever conducts the walk says which
 frames come next; the CPU codes vectors and kinds of frames. What travels is counted:
 
-    packing     up      planes; what the CPU has coded
+    packing     up      planes; light, where it changes; what the CPU has coded
                 down    motion, once for the chunks; heads and code lengths; words
-    unpacking   up      words; for each step heads and motion
+    unpacking   up      words; for each step heads, motion and light
                 down    for each step heads; planes
 
 A *step* codes frames of some chunks side by side, the same number of the same kind of each: chunks
@@ -29,6 +29,7 @@ from triton_kernels import (
     filters,
     heads,
     lattice,
+    light,
     linear,
     mixture,
     motion,
@@ -66,6 +67,11 @@ class Part(NamedTuple):
     high: int
     precision: int
     chroma: bool
+
+
+Lights = Sequence[tuple[int, int, NDArray[np.int32]]]
+"""(chunk, frame, its light): a gain and an offset for each reference and plane, int32 [1 or 2,
+planes, 2]; see `light.adjust`."""
 
 
 class Frozen(NamedTuple):
@@ -156,12 +162,22 @@ class Session:
         rows, columns = (-(-side // motion.BLOCK) for side in self._luma_shape)
         shape = chunks, frames, 2, rows, columns, 2
         self._fields = torch.zeros(shape, dtype=torch.int16, device=link.device)
+        count = sum(part.planes for part in parts)
+        self._lights = light.none(chunks, frames, 2, count, device=link.device)
+        self._lit: set[tuple[int, int]] = set()
 
     # Packing
 
-    def give(self, samples: NDArray[Any]) -> None:
-        """Send planes: int16 or int32 [n], of each part all chunks, all frames, all planes."""
-        self._place_planes(self._link.send(samples)[0])
+    def give(self, samples: NDArray[Any], lights: Lights) -> None:
+        """Send planes and light.
+
+        Args:
+            samples: int16 or int32 [n], of each part all chunks, all frames, all planes.
+            lights: Of the frames that have light.
+        """
+        planes, *found = self._link.send(samples, *(one for _, _, one in lights))
+        self._place_planes(planes)
+        self._light(lights, found)
         self._end = Pusher(self._frozen.probabilities)
 
     def plan(self) -> tuple[NDArray[np.int16], NDArray[np.int8]]:
@@ -181,11 +197,13 @@ class Session:
                 continue
             # A cut, and the first frame, leave no hint.
             hints = self._fields[:, t - 1, 0] * (1 - cuts[:, t - 1, None, None, None])
-            self._search(pictures, t, 0, hints.to(torch.int16))
+            pasts = self._pasts(pictures, t, 0)
+            self._search(pictures[t], pasts, t, 0, hints.to(torch.int16))
             if t > 1:
                 first = self._fields[:, t, 0].to(torch.int32)
                 hints = (2 * first).clamp(-search.MOST, search.MOST)
-                self._search(pictures, t, 1, hints.to(torch.int16))
+                older = self._pasts(pictures, t, 1)
+                self._search(pictures[t], older, t, 1, hints.to(torch.int16), pasts)
             jobs = self._jobs(range(self._chunks), [t] * self._chunks)
             moved = self._compensate(0, jobs, back=1, reference=0)
             sums = lattice.cut_sums(self._planes[0], self._places(0, jobs), moved)
@@ -263,20 +281,25 @@ class Session:
         head: NDArray[np.uint64],
         size: NDArray[np.int32],
         fields: Sequence[tuple[int, int, NDArray[np.int16]]],
+        lights: Lights,
     ) -> None:
-        """Send heads and sizes as the CPU has left them, and the motion it has popped.
+        """Send heads and sizes as the CPU has left them, and the motion and light it has popped.
 
         Args:
             head: [chunks, lanes].
             size: [chunks].
             fields: (chunk, frame, int16 [1 or 2, rows, columns, 2]).
+            lights: Of the frames that have light.
         """
         assert isinstance(self._end, Popper)
-        new_head, new_size, *found = self._link.send(head, size, *(f for _, _, f in fields))
+        new_head, new_size, *found = self._link.send(
+            head, size, *(f for _, _, f in fields), *(f for _, _, f in lights)
+        )
+        self._light(lights, found[len(fields) :])
         self._end.messages = Messages(new_head, self._end.messages.tail, new_size)
         self._end.lowest = new_size.clone()
         self._end.largest = int(size.max())
-        for (chunk, frame, _), field in zip(fields, found, strict=True):
+        for (chunk, frame, _), field in zip(fields, found[: len(fields)], strict=True):
             self._fields[chunk, frame, : len(field)] = field
 
     def messages(
@@ -325,8 +348,8 @@ class Session:
             around = features.Around()
             if part.chroma:
                 shape = part.height, part.width
-                light = lattice.on_grid(self._planes[0], self._places(0, jobs, count), shape, 4)
-                around = features.Around(light=light)
+                luma = lattice.on_grid(self._planes[0], self._places(0, jobs, count), shape, 4)
+                around = features.Around(light=luma)
             scales = correction.begin(len(chunks), self._device)
             place = self._places(index, jobs, count)
             self._code_top(jobs, index, place, None, shift)
@@ -346,7 +369,7 @@ class Session:
         """
         self._make_room(1)
         jobs = self._jobs(chunks, frames)
-        lights: list[Tensor] = []
+        lumas: list[Tensor] = []
         for index, part in enumerate(self._parts):
             first = self._compensate(index, jobs, back=1, reference=0)
             second = self._compensate(index, jobs, back=2, reference=1) if both else first
@@ -355,9 +378,9 @@ class Session:
                 shape = part.height, part.width
                 seen = [lattice.on_grid(self._planes[0], self._places(0, jobs), shape, 4)]
                 own = self._numbers[: len(chunks)]
-                seen += [lattice.on_grid(light, own, shape, 1) for light in lights]
+                seen += [lattice.on_grid(luma, own, shape, 1) for luma in lumas]
                 around = features.Around(first, second, *seen)
-            lights = lights or [first, second]
+            lumas = lumas or [first, second]
             place, learned = self._places(index, jobs), self._learned[index]
             self._code_top(jobs, index, place, first, shift)
             for level in reversed(range(lattice.level_count(part.height, part.width))):
@@ -505,10 +528,21 @@ class Session:
         """Predict a part of each job's frame from the frame some frames back."""
         part = self._parts[index]
         chosen = self._rows(jobs, 2, 0, self._numbers[:1] + reference)
-        return motion.compensate(
+        moved = motion.compensate(
             self._planes[index], self._places(index, jobs, back=back), self._fields, chosen,
             self._frozen.moves, self._luma_shape, part.low, part.high,
         )  # fmt: skip
+        if self._lit.isdisjoint(jobs.pairs()):
+            return moved
+        begin = sum(part.planes for part in self._parts[:index])
+        lights = self._lights.flatten(0, 2)[chosen.long(), begin : begin + part.planes]
+        return light.adjust(moved, lights.flatten(0, 1), part.low, part.high)
+
+    def _light(self, lights: Lights, sent: Sequence[Tensor]) -> None:
+        """Keep the light of frames."""
+        for (chunk, frame, _), found in zip(lights, sent, strict=True):
+            self._lights[chunk, frame, : len(found)] = found
+            self._lit.add((chunk, frame))
 
     def _place_planes(self, samples: Tensor) -> None:
         self._planes, begin = [], 0
@@ -519,18 +553,38 @@ class Session:
             begin += count
 
     def _picture(self, chunk: int, t: int) -> picture.Picture:
-        luma = self._planes[0][chunk, t, 0].to(torch.int32)
+        return self._look(self._planes[0][chunk, t, 0].to(torch.int32))
+
+    def _look(self, luma: Tensor) -> picture.Picture:
         return picture.picture(luma, self._frozen.moves[::4].contiguous(), self._bits)
 
+    def _pasts(
+        self, pictures: list[list[picture.Picture]], t: int, reference: int
+    ) -> list[picture.Picture]:
+        """A reference of each chunk's frame, in the light of that."""
+        back, pasts = t - 1 - reference, list(pictures[t - 1 - reference])
+        low, high = self._parts[0].low, self._parts[0].high
+        for chunk in (chunk for chunk, frame in self._lit if frame == t):
+            luma = 4 * self._planes[0][chunk, back].to(torch.int32)
+            luma = light.adjust(luma, self._lights[chunk, t, reference, :1], low, high)[0]
+            pasts[chunk] = self._look((luma + 2) >> 2)
+        return pasts
+
     def _search(
-        self, pictures: list[list[picture.Picture]], t: int, reference: int, hints: Tensor
+        self,
+        owns: Sequence[picture.Picture],
+        pasts: Sequence[picture.Picture],
+        t: int,
+        reference: int,
+        hints: Tensor,
+        others: Sequence[picture.Picture] | None = None,
     ) -> None:
-        for chunk in range(self._chunks):
-            beside = (pictures[t - 1][chunk], self._fields[chunk, t, 0]) if reference else None
+        """Search each chunk's frame in a reference, in `others` with the motion that is known."""
+        for chunk, (own, past) in enumerate(zip(owns, pasts, strict=True)):
+            beside = None if others is None else (others[chunk], self._fields[chunk, t, 0])
             self._fields[chunk, t, reference] = search.search(
-                pictures[t][chunk], pictures[t - 1 - reference][chunk],
-                hints[chunk].contiguous(), self._frozen.prices, beside,
-            )  # fmt: skip
+                own, past, hints[chunk].contiguous(), self._frozen.prices, beside
+            )
 
 
 def is_cut(sums: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ BATCH_SAMPLES = 1 << 20
 """Intra frames go together while they have no more luma samples than this."""
 
 SHIFTS = Table([1] * 16)
-NEAR_FRAMES = 15
-"""In the place of the shift: that follows, and frames are of NEAR_KINDS."""
+NEAR_FRAMES, LIT_FRAMES, BOTH = 15, 14, 13
+"""In the place of the shift, which follows: frames are of NEAR_KINDS, or they may have light."""
 
 INTRA, INTER, NEAR = range(3)
 """Frames that stand on their own, are predicted from the past, and from the last frame alone."""
@@ -54,26 +54,39 @@ class Form:
         return Range(-half, half - 1, self.bits, self.shift)
 
 
-def code_front(
-    code: Callable[[Table, int], int], shift: int, has_near: bool, bits: int
-) -> tuple[int, Table]:
-    """Code what a chunk begins with: how many low bits networks do not see, and what kinds it has.
+class Front(NamedTuple):
+    """What a chunk begins with.
+
+    Attributes:
+        shift: Low bits that networks do not see.
+        near: There may be frames that are predicted from the last one alone.
+        lit: Alike, frames that have light.
+    """
+
+    shift: int = 0
+    near: bool = False
+    lit: bool = False
+
+
+def code_front(code: Callable[[Table, int], int], front: Front, bits: int) -> Front:
+    """Code what a chunk begins with.
 
     Args:
         code: Codes one symbol under a table and returns it.
-        shift: The encoder's choice; a decoder's does not matter.
-        has_near: Alike, whether there are frames that are predicted from the last one alone.
+        front: The encoder's choice; a decoder's does not matter.
         bits: Depth of the samples.
 
     Raises:
         FormatError: No encoder would say so.
     """
-    said, kinds = code(SHIFTS, NEAR_FRAMES if has_near else shift), KINDS
-    if said == NEAR_FRAMES:
-        said, kinds = code(SHIFTS, shift), NEAR_KINDS
+    first = {(1, 0): NEAR_FRAMES, (0, 1): LIT_FRAMES, (1, 1): BOTH}.get(front[1:], front.shift)
+    said = code(SHIFTS, first)
+    near, lit = said in (NEAR_FRAMES, BOTH), said in (LIT_FRAMES, BOTH)
+    if near or lit:
+        said = code(SHIFTS, front.shift)
     if said > min(MAX_SHIFT, bits - planes.MIN_BITS):
         raise FormatError(f"networks cannot pass over {said} of {bits} bits")
-    return said, kinds
+    return Front(said, near, lit)
 
 
 class Step(NamedTuple):
@@ -97,11 +110,14 @@ class Step(NamedTuple):
 class End(Protocol):
     """An encoder's or a decoder's end of a chunk, as far as it is serial."""
 
-    def front(self, bits: int) -> tuple[int, Table]:
+    def front(self, bits: int) -> Front:
         """Code what a chunk begins with; see `code_front`."""
 
     def kind(self, t: int, kinds: Table) -> int:
         """Code a frame's kind."""
+
+    def light(self, t: int, shape: tuple[int, int], bits: int) -> None:
+        """Code a frame's light; see `light.code_light`."""
 
     def field(
         self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
@@ -109,26 +125,27 @@ class End(Protocol):
         """Code a field of motion."""
 
 
-def steps(end: End, bits: int, frames: int, luma: tuple[int, int], fits: bool) -> Iterator[Step]:
+def steps(end: End, bits: int, frames: int, blank: planes.Components) -> Iterator[Step]:
     """Say what comes next in a chunk, and code what is between, in the order of decoding.
 
     Args:
         end: One of a chunk.
         bits: Depth of its samples.
         frames: How many there are.
-        luma: Shape of their luma.
-        fits: Whether planes fit their motion.
+        blank: One of them, for its planes' shapes.
 
     Raises:
         FormatError: The bits say what no encoder would.
     """
-    shift, kinds = end.front(bits)
+    luma, count = blank.luma.shape, sum(map(len, blank.parts))
+    shift, near, lit = end.front(bits)
+    kinds = NEAR_KINDS if near else KINDS
     models = motion.VectorModel(), motion.VectorModel()
     before, known = motion.zero_field(luma), 0  # frames that a field may refer to
     waiting = 0
     for t in range(frames):
         kind = end.kind(t, kinds) if t else INTRA
-        if kind != INTRA and not fits:
+        if kind != INTRA and not blank.fits_luma:
             raise FormatError("a frame's planes do not fit its motion")
         full = (waiting + 1) * luma[0] * luma[1] > BATCH_SAMPLES
         if waiting and (kind != INTRA or full):
@@ -137,8 +154,10 @@ def steps(end: End, bits: int, frames: int, luma: tuple[int, int], fits: bool) -
         if kind == INTRA:
             waiting += 1
             continue
-        before = end.field(t, 0, before, models[0])
         both = known > 1 and kind == INTER
+        if lit:
+            end.light(t, (1 + both, count), bits)
+        before = end.field(t, 0, before, models[0])
         if both:
             end.field(t, 1, motion.doubled(before), models[1])
         yield Step(True, both, t, 1, shift)

@@ -33,9 +33,10 @@ from flowarchive.entropy.cumulative import RECIPROCALS
 from flowarchive.errors import MessageExhausted
 from flowarchive.features import log_table as channel_logs
 from flowarchive.flows.phases import PhaseNet
-from flowarchive.models.form import INTER, INTRA, NEAR, Form, Step, code_front, steps
+from flowarchive.models.form import Form, Front, Step, code_front, steps
+from flowarchive.models.light import Light, code_light
 from flowarchive.models.mixtures import weight_table
-from flowarchive.models.plan import choose_shift, find_near
+from flowarchive.models.plan import Choice, choose
 from flowarchive.models.together import Together
 
 Int32 = NDArray[np.int32]
@@ -66,24 +67,29 @@ class _Known:
         self,
         session: Session,
         chunk: int,
-        shift: int,
-        near: Sequence[bool],
+        choice: Choice,
         fields: NDArray[np.int16],
         cuts: Sequence[bool],
     ) -> None:
-        self._session, self._chunk, self._shift = session, chunk, shift
-        self._near, self._fields, self._cuts = near, fields, cuts
+        self._session, self._chunk, self._choice = session, chunk, choice
+        self._fields, self._cuts = fields, cuts
 
-    def front(self, bits: int) -> tuple[int, Table]:
-        return code_front(partial(self._keep, 0), self._shift, any(self._near), bits)
+    def front(self, bits: int) -> Front:
+        return code_front(partial(self._keep, 0), self._choice.front, bits)
 
     def kind(self, t: int, kinds: Table) -> int:
-        return self._keep(t, kinds, INTRA if self._cuts[t] else NEAR if self._near[t] else INTER)
+        return self._keep(t, kinds, self._choice.kind(t, self._cuts[t]))
+
+    def light(self, t: int, shape: tuple[int, int], bits: int) -> None:
+        code_light(partial(self._keep_all, t), self._choice.lights[t], shape, bits)
 
     def _keep(self, t: int, table: Table, symbol: int) -> int:
-        found = find_intervals(table, np.array([symbol], dtype=np.int32))
-        self._session.keep(self._chunk, t, *found)
+        self._keep_all(t, table, np.array([symbol], dtype=np.int32))
         return symbol
+
+    def _keep_all(self, t: int, table: Table, symbols: Int32) -> Int32:
+        self._session.keep(self._chunk, t, *find_intervals(table, symbols))
+        return symbols
 
     def field(
         self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
@@ -95,17 +101,24 @@ class _Known:
 
 
 class _Unknown:
-    """The decoder's: pops what was kept; `fields` are those that the device has not seen."""
+    """The decoder's: pops what was kept; `fields` and `lit` are what the device has not seen."""
 
     def __init__(self, message: Message, luma: tuple[int, int]) -> None:
         self._message, self._luma = message, luma
         self.fields: list[motion.Field] = []
+        self.lit: Light | None = None
 
-    def front(self, bits: int) -> tuple[int, Table]:
-        return code_front(lambda table, _: self._pop(table), 0, False, bits)
+    def front(self, bits: int) -> Front:
+        return code_front(lambda table, _: self._pop(table), Front(), bits)
 
     def kind(self, t: int, kinds: Table) -> int:
         return self._pop(kinds)
+
+    def light(self, t: int, shape: tuple[int, int], bits: int) -> None:
+        def code(table: Table, symbols: Int32) -> Int32:
+            return table.pop(self._message, symbols.size)
+
+        self.lit = code_light(code, None, shape, bits)
 
     def _pop(self, table: Table) -> int:
         return int(table.pop(self._message, 1)[0])
@@ -218,21 +231,27 @@ def _push_chunks(
     chunks: Sequence[Sequence[planes.Components]],
     form: Form,
 ) -> list[Account]:
-    count, luma = len(chunks[0]), chunks[0][0].luma.shape
+    count, blank = len(chunks[0]), chunks[0][0]
+    choices = [choose(frames, form.bits) for frames in chunks]
+    lights = [
+        (n, t, light)
+        for n, choice in enumerate(choices)
+        for t, light in enumerate(choice.lights)
+        if light is not None
+    ]
     kind = np.int16 if form.bits < 15 else np.int32
     by_part = zip(*(frame.parts for frames in chunks for frame in frames), strict=True)
     flat = [np.stack(part).astype(kind).ravel() for part in by_part]
-    session.give(np.concatenate(flat))
-    shifts = [choose_shift(frames, form.bits) for frames in chunks]
-    fits = chunks[0][0].fits_luma
+    session.give(np.concatenate(flat), lights)
     cuts = np.ones((len(chunks), count), dtype=np.int8)
-    fields = np.zeros((len(chunks), count, 2, *motion.zero_field(luma).shape), dtype=np.int16)
-    if fits and count > 1:
+    fields = np.zeros(
+        (len(chunks), count, 2, *motion.zero_field(blank.luma.shape).shape), dtype=np.int16
+    )
+    if blank.fits_luma and count > 1:
         fields, cuts = session.plan()
-    near = [find_near(frames) for frames in chunks]
     walks = [
-        steps(_Known(session, n, shift, near[n], fields[n], cuts[n]), form.bits, count, luma, fits)
-        for n, shift in enumerate(shifts)
+        steps(_Known(session, n, choice, fields[n], cuts[n]), form.bits, count, blank)
+        for n, choice in enumerate(choices)
     ]
     while any(_advance(session, walks)):
         pass
@@ -254,10 +273,10 @@ def _pop_chunks(
     unknown: Sequence[planes.Components],
     form: Form,
 ) -> list[list[planes.Components]]:
-    count, luma, fits = len(unknown), unknown[0].luma.shape, unknown[0].fits_luma
+    count, blank = len(unknown), unknown[0]
     session.take([message.tail[: message.size] for message in messages], messages[0].lanes)
-    ends = [_Unknown(message, luma) for message in messages]
-    walks = [steps(end, form.bits, count, luma, fits) for end in ends]
+    ends = [_Unknown(message, blank.luma.shape) for message in messages]
+    walks = [steps(end, form.bits, count, blank) for end in ends]
     is_first = True
     while True:
         if not is_first:
@@ -266,16 +285,18 @@ def _pop_chunks(
         coming = [next(walk, None) for walk in walks]
         if not any(coming):
             break
-        fields = [
-            (n, step.first, np.stack(end.fields))
+        inter = [
+            (n, step.first, end)
             for n, (step, end) in enumerate(zip(coming, ends, strict=True))
             if step is not None and step.inter
         ]
+        fields = [(n, first, np.stack(end.fields)) for n, first, end in inter]
+        lights = [(n, first, end.lit) for n, first, end in inter if end.lit is not None]
         for end in ends:
             end.fields.clear()
         heads = np.stack([message.head for message in messages])
         sizes = np.array([message.size for message in messages], dtype=np.int32)
-        session.set_messages(heads, sizes, fields)
+        session.set_messages(heads, sizes, fields, lights)
         _code(session, coming)
     found = session.planes()
     has_chroma = unknown[0].chroma is not None

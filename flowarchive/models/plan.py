@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive import motion, planes
 from flowarchive.loops import compiled
-from flowarchive.models.form import MAX_SHIFT
+from flowarchive.models.form import INTER, INTRA, MAX_SHIFT, NEAR, Front
+from flowarchive.models.light import Light, adjust_luma, find_lights, is_lit
 
 Int32 = NDArray[np.int32]
 
@@ -23,6 +25,34 @@ SIGHT = 4  # one sample in so many may differ from the last frame's
 CUT, LEFT, FAR = 1.25, 15 / 16, 2
 
 
+class Choice(NamedTuple):
+    """What the encoder chooses by a look at a chunk's frames.
+
+    Attributes:
+        shift: See `choose_shift`.
+        near: See `find_near`.
+        lights: See `find_lights`.
+    """
+
+    shift: int
+    near: list[bool]
+    lights: list[Light | None]
+
+    @property
+    def front(self) -> Front:
+        """What the chunk begins with."""
+        return Front(self.shift, any(self.near), any(light is not None for light in self.lights))
+
+    def kind(self, t: int, cut: bool) -> int:
+        """The kind of a frame."""
+        return INTRA if cut else NEAR if self.near[t] else INTER
+
+
+def choose(frames: Sequence[planes.Components], bits: int) -> Choice:
+    """Choose what needs no search."""
+    return Choice(choose_shift(frames, bits), find_near(frames), find_lights(frames, bits))
+
+
 class Plan:
     """The encoder's choices for a chunk of frames.
 
@@ -32,8 +62,7 @@ class Plan:
         executor: Searches ahead of who asks; None to search when asked.
 
     Attributes:
-        shift: See `choose_shift`.
-        near: See `find_near`.
+        choice: What needed no search.
     """
 
     def __init__(
@@ -42,8 +71,7 @@ class Plan:
         bits: int,
         executor: Executor | None = None,
     ) -> None:
-        self.shift = choose_shift(frames, bits)
-        self.near = find_near(frames)
+        self.choice = choose(frames, bits)
         self._frames, self._bits, self._executor = frames, bits, executor
         self._pictures: dict[int, motion.Picture] = {}
         self._found: list[tuple[motion.Field, motion.Field] | None] = [None]
@@ -67,24 +95,32 @@ class Plan:
     def _search(self) -> None:
         """Search the next frame's motion."""
         t = len(self._found)
-        luma, last = self._frames[t].luma, self._frames[t - 1].luma
+        luma = self._frames[t].luma
         before = self._found[t - 1]
         hints = motion.zero_field(luma.shape) if before is None else before[0]
         picture = self._picture(t)
-        first = motion.search(picture, self._picture(t - 1), hints)
+        last, past = self._past(t, 0)
+        first = motion.search(picture, past, hints)
         limit = 1 << (self._bits - 1)
         compensated = motion.compensate(last, first, luma.shape, -limit, limit - 1)
         if _is_cut(luma, compensated):
             self._found.append(None)
-        elif before is None or self.near[t]:
+        elif before is None or self.choice.near[t]:
             self._found.append((first, first))
         else:
-            beside = self._picture(t - 1), first
-            second = motion.search(
-                picture, self._picture(t - 2), motion.doubled(first), beside=beside
-            )
+            _, older = self._past(t, 1)
+            second = motion.search(picture, older, motion.doubled(first), beside=(past, first))
             self._found.append((first, second))
         self._pictures.pop(t - 2, None)
+
+    def _past(self, t: int, reference: int) -> tuple[Int32, motion.Picture]:
+        """A reference's luma in the light of a frame, and its picture."""
+        back, light = t - 1 - reference, self.choice.lights[t]
+        luma = self._frames[back].luma
+        if light is None or not is_lit(light[reference, 0]):
+            return luma, self._picture(back)
+        luma = adjust_luma(luma, light[reference, 0], self._bits)
+        return luma, motion.Picture(luma, self._bits)
 
     def _picture(self, t: int) -> motion.Picture:
         if t not in self._pictures:

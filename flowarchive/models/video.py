@@ -32,7 +32,8 @@ from flowarchive.entropy import Table
 from flowarchive.errors import ModelError
 from flowarchive.flows.phases import Layout, PhaseNet, Shape, Tensors
 from flowarchive.models.answer import noise
-from flowarchive.models.form import INTER, INTRA, NEAR, Form, code_front, steps
+from flowarchive.models.form import INTRA, Form, Front, code_front, steps
+from flowarchive.models.light import Light, adjust, code_light
 from flowarchive.models.offload import Device
 from flowarchive.models.phasewise import LEVEL_NETS, Range, References, Walk, code_planes
 from flowarchive.models.plan import Plan
@@ -53,25 +54,30 @@ class _End:
 
     Attributes:
         fields: The motion of the frame that comes next.
+        lit: Its light.
     """
 
     def __init__(self, coder: Coder, luma: tuple[int, int], plan: Plan | None) -> None:
         self._coder, self._luma, self._plan = coder, luma, plan
         self._known: tuple[motion.Field, motion.Field] | None = None
         self.fields: list[motion.Field] = []
+        self.lit: Light | None = None
 
-    def front(self, bits: int) -> tuple[int, Table]:
+    def front(self, bits: int) -> Front:
         if self._plan is None:
-            return code_front(self._code, 0, False, bits)
+            return code_front(self._code, Front(), bits)
         self._plan.fields(0)  # has none, but begins to search for the next
-        return code_front(self._code, self._plan.shift, any(self._plan.near), bits)
+        return code_front(self._code, self._plan.choice.front, bits)
 
     def kind(self, t: int, kinds: Table) -> int:
         if self._plan is None:
             return self._code(kinds, INTRA)
         self._known = self._plan.fields(t)
-        kind = INTRA if self._known is None else NEAR if self._plan.near[t] else INTER
-        return self._code(kinds, kind)
+        return self._code(kinds, self._plan.choice.kind(t, self._known is None))
+
+    def light(self, t: int, shape: tuple[int, int], bits: int) -> None:
+        known = None if self._plan is None else self._plan.choice.lights[t]
+        self.lit = code_light(self._coder.code, known, shape, bits)
 
     def field(
         self, t: int, reference: int, hints: motion.Field, model: motion.VectorModel
@@ -107,16 +113,25 @@ class _Past:
         self._frames = [frame, *self._frames[:1]]
 
     def compensate(
-        self, walk: Walk, part: int, fields: list[motion.Field], samples: Range
+        self,
+        walk: Walk,
+        part: int,
+        fields: list[motion.Field],
+        light: Light | None,
+        samples: Range,
     ) -> list[list[Future[Int32]]]:
         """Begin to compensate the planes of one of `Components.parts` in each of the frames."""
+        begin = sum(map(len, self._predictors[:part]))  # in the light, whose planes are in a row
         return [
             [
-                walk.start(motion.compensate, plane, field, self._shape, samples.low, samples.high)
-                for plane in frame.parts[part]
+                walk.start(
+                    _compensate, plane, field, self._shape, samples,
+                    None if light is None else light[reference, begin + n],
+                )
+                for n, plane in enumerate(self._frames[reference].parts[part])
             ]
-            for frame, field in zip(self._frames[: len(fields)], fields, strict=True)
-        ]
+            for reference, field in enumerate(fields)
+        ]  # fmt: skip
 
     def references(self, part: int, moving: list[list[Future[Int32]]]) -> References:
         """Return compensated planes, with predictors that have learned."""
@@ -126,6 +141,14 @@ class _Past:
             learning.pop().result()
         learned = self._predictors[part], self._corrections[part]
         return References(moved[0], moved[-1], *learned, learning)
+
+
+def _compensate(
+    plane: Int32, field: motion.Field, luma: tuple[int, int], samples: Range, lit: Int32 | None
+) -> Int32:
+    """Predict a plane from a reference's, in the light of the frame."""
+    moved = motion.compensate(plane, field, luma, samples.low, samples.high)
+    return moved if lit is None else adjust(moved, lit, samples.low, samples.high)
 
 
 class VideoModel:
@@ -242,13 +265,13 @@ class VideoModel:
         plan: Plan | None,
     ) -> Iterator[planes.Components]:
         """Code frames in display order; a `Reader`, without a plan, sees only their shapes."""
-        luma, fits = frames[0].luma.shape, frames[0].fits_luma
+        luma = frames[0].luma.shape
         past, end = _Past(luma, self._predictors(frames[0])), _End(walk.coder, luma, plan)
-        for step in steps(end, bits, len(frames), luma, fits):
+        for step in steps(end, bits, len(frames), frames[0]):
             form = Form(letters, bits, step.shift)
             together = frames[step.first : step.first + step.together]
             if step.inter:
-                yield self._code_inter(walk, together[0], end.fields, past, form)
+                yield self._code_inter(walk, together[0], (end.fields, end.lit), past, form)
             else:
                 yield from self._code_intra(walk, together, past, form)
 
@@ -280,14 +303,14 @@ class VideoModel:
         self,
         walk: Walk,
         frame: planes.Components,
-        moved: list[motion.Field],
+        moved: tuple[list[motion.Field], Light | None],
         past: _Past,
         form: Form,
     ) -> planes.Components:
         """Code a frame that is predicted from the past, and let the predictors learn from it."""
         has_chroma = frame.chroma is not None
         ranges = [form.samples(part == 1 and has_chroma) for part in range(len(frame.parts))]
-        moving = [past.compensate(walk, part, moved, held) for part, held in enumerate(ranges)]
+        moving = [past.compensate(walk, part, *moved, held) for part, held in enumerate(ranges)]
         lights = past.references(0, moving[0])
 
         def code(way: Walk, part: int, luma: Int32 | None = None) -> Int32:

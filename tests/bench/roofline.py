@@ -192,7 +192,7 @@ class Counter:
         """Send planes."""
         kind = np.int16
         samples = len(self._chunks) * 3 * sum(h * w for h, w in self.shapes)
-        return self._record(lambda: self.session.give(np.zeros(samples, dtype=kind)))
+        return self._record(lambda: self.session.give(np.zeros(samples, dtype=kind), []))
 
     def plan(self) -> Step:
         """Search motion for two frames, three fields."""
@@ -344,7 +344,7 @@ def print_vectors(clip: Path, samples: int) -> None:
             continue
         coded = [motion.encode_field(fields[0], before, models[0])]
         before = fields[0]
-        if known > 1 and not plan.near[t]:
+        if known > 1 and not plan.choice.near[t]:
             coded.append(motion.encode_field(fields[1], motion.doubled(before), models[1]))
         counts.append(sum(len(one.start) for one in coded))
         known = 2

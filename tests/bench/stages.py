@@ -25,6 +25,7 @@ from flowarchive.archive.chunks import decode_chunk, encode_chunk
 REST = "Python, NumPy and what else there is"
 STAGES = {
     "motion: search": ("search.py", "picture.py", "plan.py"),
+    "light": ("light.py",),
     "motion: compensation": ("compensate.py",),
     "motion: vectors": ("decisions.py", "vectors.py", "field.py"),
     "networks": ("int8.py", "tiles.py", "phases.py"),

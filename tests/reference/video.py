@@ -19,11 +19,13 @@ from reference.message import Message
 from reference.mixture import LogisticMixture, Table
 from reference.model import Model
 from reference.motion import VectorModel, compensate, doubled, pop_field, zero_field
-from reference.networks import Plane, Planes
+from reference.networks import Plane, Planes, clamp
 from reference.phases import PhaseNet
 from reference.planes import Integers, Shape, on_grid
 from reference.refusal import demand
 from reference.scales import Correction, mixture_of
+
+Light = tuple[int, int]
 
 BATCH_SAMPLES = 2**20
 
@@ -54,9 +56,12 @@ class Walk:
         self.shapes = shapes
         (self.shift,) = message.pop_array([Table([1] * 16)])
         self.kinds = Table([1, 1])
-        if self.shift == 15:
+        said = self.shift
+        if said >= 13:
             (self.shift,) = message.pop_array([Table([1] * 16)])
+        if said in (13, 15):
             self.kinds = Table([1, 2, 1])
+        self.has_light = said in (13, 14)
         demand(self.shift <= min(8, bits - 8), "shift")
         # The parts of a frame, by the numbers of their planes.
         self.has_chroma = letters[:3] in ("YUV", "RGB")
@@ -123,24 +128,29 @@ class Walk:
         luma_shape = self.shapes[0]
         for h, w in self.shapes:
             demand(h <= luma_shape[0] and w <= luma_shape[1], "an inter frame of such planes")
+        lights = self._pop_light(len(self.remembered))
         fields = [pop_field(self.message, self.field, self.vectors[0])]
         if len(self.remembered) == 2:
             fields.append(pop_field(self.message, doubled(fields[0]), self.vectors[1]))
         self.field = fields[0]
         frame: Planes = []
-        lights: Planes = []
+        lumas_before: Planes = []
         for number, part in enumerate(self.parts):
             references = [
                 [
-                    compensate(reference[n], field, luma_shape, *self.ranges[number])
-                    for reference, field in zip(self.remembered, fields, strict=True)
+                    lit(
+                        compensate(reference[n], field, luma_shape, *self.ranges[number]),
+                        light[n],
+                        *self.ranges[number],
+                    )
+                    for reference, field, light in zip(self.remembered, fields, lights, strict=True)
                 ]
                 for n in part
             ]
             references = [[*pair, pair[0]][:2] for pair in references]
             lumas = None
             if self._is_chroma(number):
-                seen = [quarters(frame[0]), *lights]
+                seen = [quarters(frame[0]), *lumas_before]
                 lumas = [[on_grid(plane, self.shapes[1]) for plane in seen]] * 2
             planes = self._pop_planes(number, len(part), lumas, references)
             past = self.past[number]
@@ -149,9 +159,24 @@ class Walk:
                 predictor.learn([quarters(planes[n]), *references[n], *beside])
             past.correction.take_turn()
             frame += planes
-            lights = lights or references[0]
+            lumas_before = lumas_before or references[0]
         self.remembered = [frame, *self.remembered[:1]]
         return frame
+
+    def _pop_light(self, references: int) -> list[list[Light]]:
+        """Section "Light": of each reference and plane."""
+        planes = len(self.shapes)
+        lights = [[(1024, 0)] * planes for _ in range(references)]
+        if not self.has_light or self.message.pop_array([Table([1, 1])]) == [0]:
+            return lights
+        are_lit = self.message.pop_array([Table([1, 1])] * (references * planes))
+        numbers = self.message.pop_array([Table([1] * 4096)] * (2 * sum(are_lit)))
+        for i, is_lit in enumerate(are_lit):
+            if is_lit:
+                gain, level = numbers[:2]
+                del numbers[:2]
+                lights[i // planes][i % planes] = gain, (level - 2048) * 2 ** (self.bits - 8)
+        return lights
 
     def _pop_planes(
         self, number: int, count: int, lumas: list[Planes] | None, references: list[Planes] | None
@@ -271,6 +296,14 @@ class Walk:
             mixture_of([plane[i][j] for plane in head], anchors[i, j], self.shift)
             for i, j in places(part, phase)
         ]
+
+
+def lit(plane: Plane, light: Light, low: int, high: int) -> Plane:
+    """A compensated plane in the light of a frame."""
+    gain, offset = light
+    return [
+        [clamp(((v * gain + 512) >> 10) + offset, 4 * low, 4 * high) for v in row] for row in plane
+    ]
 
 
 def quarters(plane: Plane) -> Plane:
