@@ -427,7 +427,7 @@ def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
     code_inter, both = model._code_inter, []
 
     def spy(walk: Any, frame: Any, moved: list[Any], *rest: Any) -> Any:
-        both.append(len(moved) > 1)
+        both.append(len(moved[0]) > 1)
         return code_inter(walk, frame, moved, *rest)
 
     monkeypatch.setattr(model, "_code_inter", spy)
