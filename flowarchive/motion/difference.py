@@ -6,6 +6,7 @@ they are spelled in them. All sums fit 16 bits without a sign, or are added in w
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def _sum_block(typing: Any, a: Any, pitch: Any, b: Any, stride: Any) -> Any:
     """Sum over a block; the arguments are two addresses, each with the bytes of a row."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums = _column_sums(*(Value(builder, value) for value in args), SIDE)
+        a, pitch, b, stride = (Value(builder, value) for value in args)
+        sums = _column_sums(a, pitch, b, stride, SIDE)
         return _halved(sums.to(lanes(INT32, SIDE)), 3).bits(INT32).to(INT64).value
 
     return types.int64(*[types.int64] * 4), write
@@ -85,16 +87,13 @@ def _row_of_keys(count: int) -> Any:
             out, block, b, stride, fees = (Value(builder, value) for value in args)
             narrow, wide = lanes(INT16, count), lanes(INT32, count)
             quarters = []
-            for first in (0, 4, 4 * SIDE, 4 * SIDE + 4):
-                parts = []
-                for place in (first + SIDE * row + column for row in range(4) for column in range(4)):
-                    row, column = divmod(place, SIDE)
-                    sample = (block + 4 * place).load(INT32).spread(count // 2).bits(narrow)
+            for top, left in ((0, 0), (0, 4), (4, 0), (4, 4)):
+                total = b.load(narrow).constant(0)
+                for row, column in product(range(top, top + 4), range(left, left + 4)):
+                    twice = (block + 4 * (SIDE * row + column)).load(INT32)
+                    sample = twice.spread(count // 2).bits(narrow)
                     found = (b + stride * row + 2 * column).load(narrow)
-                    parts.append((sample - found).magnitude())
-                total = parts[0]
-                for part in parts[1:]:
-                    total += part
+                    total += (sample - found).magnitude()
                 quarters.append(total.to(wide))
             whole = quarters[0] + quarters[1] + quarters[2] + quarters[3]
             for k, cost in enumerate([*quarters, whole]):
@@ -156,9 +155,7 @@ def unit_differences(
 
 
 @compiled
-def find_keys(
-    a: Int16, y: int, x: int, b: Int16, v: int, u: int, fees: Int32, keys: Int32
-) -> None:
+def find_keys(a: Int16, y: int, x: int, b: Int16, v: int, u: int, fees: Int32, keys: Int32) -> None:
     """Compare the block at (y, x) in a with all places of b from (v, u) on.
 
     Args:

@@ -80,6 +80,9 @@ _FAR = 1e30
 _NOTHING = 1 << 40
 """No vector."""
 
+_SEEN = 1 << 10
+"""Vectors of a unit whose sums of differences are kept."""
+
 _TRIES = 5 + 1 + 3 + 1 + _STARTS + 4
 """Vectors that are tried for a unit: around it, none, of the hints, and of the first looks."""
 
@@ -297,19 +300,21 @@ def _bits(rates: Float32, total: int) -> float:
 
 
 @compiled
-def _block_bits(
-    current: Int16, phases: Int16, rates: Float32, y: int, x: int, dy: int, dx: int
-) -> float:
-    """Return the bits of the 8 x 8 block at (y, x) of the continued picture."""
-    height, width = current.shape
-    plane, v, u = _reached(y, x, dy, dx, 8, height, width)
-    return _bits(rates, block_difference(current, phases, y, x, plane, v, u))
-
-
-@compiled
 def _pack(dy: int, dx: int) -> int:
     """Return one number for a vector."""
     return (dy << 16) ^ (dx & 0xFFFF)
+
+
+@compiled
+def _slot(dy: int, dx: int) -> int:
+    """Return where what is known of a vector is kept; its neighbors are elsewhere."""
+    return (dy & 31) << 5 | dx & 31
+
+
+@compiled
+def _name(i: int, j: int, dy: int, dx: int) -> int:
+    """Return one number for a vector of a unit."""
+    return (i << 48) ^ (j << 32) ^ (_pack(dy, dx) & 0xFFFFFFFF)
 
 
 @compiled
@@ -368,7 +373,8 @@ def _search(
     known = np.zeros(6, dtype=np.int64)
     prices = np.zeros(5, dtype=np.float64)
     tries = np.zeros((_TRIES, 2), dtype=np.int64)
-    sums = np.zeros((1, 4), dtype=np.int32)
+    sums = np.zeros((_SEEN, 4), dtype=np.int32)
+    seen = np.full((2, _SEEN), _NOTHING, dtype=np.int64)
     height, width = current.shape
     least = np.zeros(4, dtype=np.float64)
     chosen = np.zeros((4, 2), dtype=np.int64)
@@ -404,13 +410,17 @@ def _search(
                     dy = cy + step * _MOVES[move, 0]
                     dx = cx + step * _MOVES[move, 1]
                 move += 1
-                if max(abs(dy), abs(dx)) <= MAX_VECTOR:
+                n = _slot(dy, dx)
+                name = _name(i, j, dy, dx)
+                # What was tried before is no better now.
+                if max(abs(dy), abs(dx)) <= MAX_VECTOR and seen[0, n] != name:
+                    seen[0, n] = name
                     total = _vector_bits(dy, dx, near, known, prices, lengths)
                     plane, v, u = _reached(y, x, dy, dx, 16, height, width)
-                    unit_differences(current, phases, y, x, plane, v, u, sums, 0)
+                    unit_differences(current, phases, y, x, plane, v, u, sums, n)
                     for k in range(4):
                         if i + (k >> 1) < rows and j + (k & 1) < columns:
-                            part = _bits(rates, sums[0, k])
+                            part = _bits(rates, sums[n, k])
                             total += part
                             if part < least[k]:
                                 least[k] = part
@@ -435,7 +445,7 @@ def _search(
                 _split(
                     current, phases, hints, rates, bits, lengths, field, i, j,
                     best + bits[context, 1], float(bits[context, 0]), chosen,
-                    near, contexts, known, prices,
+                    near, contexts, known, prices, seen, sums,
                 )  # fmt: skip
 
 
@@ -465,9 +475,12 @@ def _split(
     contexts: Int64,
     known: Int64,
     prices: Float64,
+    seen: Int64,
+    sums: Int32,
 ) -> None:
     """Give the blocks of a unit their own vectors where that is cheaper than `whole`."""
     rows, columns, _ = field.shape
+    height, width = current.shape
     wy = int(field[i, j, 0])
     wx = int(field[i, j, 1])
     for k in range(4):
@@ -501,9 +514,17 @@ def _split(
                 dy = chosen[k, 0]
                 dx = chosen[k, 1]
             move += 1
-            if max(abs(dy), abs(dx)) <= MAX_VECTOR:
+            n = _slot(dy, dx)
+            name = _name(r, c, dy, dx)
+            if max(abs(dy), abs(dx)) <= MAX_VECTOR and seen[1, n] != name:
+                seen[1, n] = name
+                if seen[0, n] != _name(i, j, dy, dx):
+                    plane, v, u = _reached(y, x, dy, dx, 8, height, width)
+                    difference = block_difference(current, phases, y, x, plane, v, u)
+                else:
+                    difference = sums[n, k]
                 cost = _vector_bits(dy, dx, near, known, prices, lengths)
-                cost += _block_bits(current, phases, rates, y, x, dy, dx)
+                cost += _bits(rates, difference)
                 if cost < best:
                     best = cost
                     by = dy
