@@ -28,7 +28,16 @@ from flowarchive.motion.decisions import (
     split_context,
     spread_class,
 )
-from flowarchive.motion.difference import block_difference, quarter_differences
+from flowarchive.motion.difference import (
+    KEY_BITS,
+    KEYS,
+    NARROW,
+    WIDE,
+    block_difference,
+    find_keys,
+    least_key,
+    unit_differences,
+)
 from flowarchive.motion.field import MAX_VECTOR, Field, check_field, zero_field
 from flowarchive.motion.picture import COARSE, DETAIL_LIMIT, MARGIN, MIDDLE, Picture
 from flowarchive.motion.vectors import VectorModel
@@ -36,6 +45,7 @@ from flowarchive.motion.vectors import VectorModel
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int16 = NDArray[np.int16]
+Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 _FLOOR = 2.0
@@ -56,10 +66,22 @@ _SPAN = 7
 _STARTS = 3
 """Vectors that the middle search gives for a unit: of separate minima."""
 
+_ROOM = 16
+"""Samples around the smaller pictures that these two searches look at."""
+
+_PLACE = (1 << KEY_BITS) - 1
+"""The part of a key that is a place."""
+
+_NEVER = 1 << 29
+"""What is added to the key of no place."""
+
 _FAR = 1e30
 
 _NOTHING = 1 << 40
 """No vector."""
+
+_SEEN = 1 << 10
+"""Vectors of a unit whose sums of differences are kept."""
 
 _TRIES = 5 + 1 + 3 + 1 + _STARTS + 4
 """Vectors that are tried for a unit: around it, none, of the hints, and of the first looks."""
@@ -162,23 +184,48 @@ def _new_lengths() -> tuple[Float32, Float32]:
 
 
 @compiled
+def _fees(reach: int, count: int, part: int, whole: int) -> Int32:
+    """Return what `find_keys` adds within a reach: what it costs to be away, and the place."""
+    side = 2 * reach + 1
+    fees = np.full((side, 2, count), _NEVER, dtype=np.int32)
+    for a in range(side):
+        for b in range(side):
+            away = abs(a - reach) + abs(b - reach)
+            fees[a, 0, b] = ((part * away) << KEY_BITS) + a * count + b
+            fees[a, 1, b] = ((whole * away) << KEY_BITS) + a * count + b
+    return fees
+
+
+@compiled
+def _continued(plane: Int16) -> Int16:
+    """Return a plane with its edges repeated _ROOM times on each side."""
+    height, width = plane.shape
+    out = np.empty((height + 2 * _ROOM, width + 2 * _ROOM), dtype=np.int16)
+    for y in range(out.shape[0]):
+        row = plane[min(max(y - _ROOM, 0), height - 1)]
+        out[y, :_ROOM] = row[0]
+        out[y, _ROOM : _ROOM + width] = row
+        out[y, _ROOM + width :] = row[width - 1]
+    return out
+
+
+@compiled
 def _search_coarse(current: Int16, reference: Int16, starts: Int16) -> None:
     """Find a vector for each unit on the coarse pictures, by the area of 8 x 8 around it."""
     margin = MARGIN // COARSE
-    height, width = current.shape
+    fees = _fees(_REACH, WIDE, 0, 8)
+    keys = np.empty((fees.shape[0], KEYS, WIDE), dtype=np.int32)
+    # What lies outside is like the edge, and farther away: it never is the best.
+    around = _continued(reference)
     for i in range(starts.shape[0]):
         for j in range(starts.shape[1]):
             y = margin + 4 * i - 2
             x = margin + 4 * j - 2
-            best = 1 << 30
-            for v in range(max(y - _REACH, 0), min(y + _REACH, height - 8) + 1):
-                for u in range(max(x - _REACH, 0), min(x + _REACH, width - 8) + 1):
-                    total = block_difference(current, reference, y, x, v, u)
-                    total += 8 * (abs(v - y) + abs(u - x))
-                    if total < best:
-                        best = total
-                        starts[i, j, 0, 0] = 16 * (v - y)
-                        starts[i, j, 0, 1] = 16 * (u - x)
+            v, u = y - _REACH + _ROOM, x - _REACH + _ROOM
+            find_keys(current, y, x, around, v, u, fees, keys)
+            a, b = divmod(least_key(keys, 4) & _PLACE, WIDE)
+            starts[i, j, 0, 0] = 16 * (a - _REACH)
+            starts[i, j, 0, 1] = 16 * (b - _REACH)
 
 
 @compiled
@@ -186,44 +233,29 @@ def _search_middle(current: Int16, reference: Int16, hints: Field, starts: Int16
     """Find vectors for each unit, and for each block of it, around the hint."""
     margin = MARGIN // MIDDLE
     height, width = current.shape
-    side = 2 * _SPAN + 1
-    scores = np.zeros((side, side), dtype=np.int64)
-    least = np.zeros(4, dtype=np.int64)
+    fees = _fees(_SPAN, NARROW, 4, 20)
+    side = fees.shape[0]
+    keys = np.empty((side, KEYS, NARROW), dtype=np.int32)
+    around = _continued(reference)
     for i in range(starts.shape[0]):
         for j in range(starts.shape[1]):
             y = margin + 8 * i
             x = margin + 8 * j
             top = y + ((hints[2 * i, 2 * j, 0] + 4) >> 3) - _SPAN
             left = x + ((hints[2 * i, 2 * j, 1] + 4) >> 3) - _SPAN
-            least[:] = 1 << 40
-            for a in range(side):
-                v = min(max(top + a, 0), height - 8)
-                for b in range(side):
-                    u = min(max(left + b, 0), width - 8)
-                    away = abs(a - _SPAN) + abs(b - _SPAN)
-                    sums = quarter_differences(current, reference, y, x, v, u)
-                    total = 4 * away
-                    for k in range(4):
-                        part = ((sums >> (16 * k)) & 0xFFFF) + 4 * away
-                        total += part
-                        if part < least[k]:
-                            least[k] = part
-                            _note(starts, i, j, 1 + _STARTS + k, top + a - y, left + b - x)
-                    scores[a, b] = total
+            # Farther out all places are alike.
+            v = min(max(top, -_ROOM), height - 8) + _ROOM
+            u = min(max(left, -_ROOM), width - 8) + _ROOM
+            find_keys(current, y, x, around, v, u, fees, keys)
+            for k in range(4):
+                a, b = divmod(least_key(keys, k) & _PLACE, NARROW)
+                _note(starts, i, j, 1 + _STARTS + k, top + a - y, left + b - x)
             for n in range(_STARTS):
-                best = 1 << 40
-                at_a = 0
-                at_b = 0
-                for a in range(side):
-                    for b in range(side):
-                        if scores[a, b] < best:
-                            best = scores[a, b]
-                            at_a = a
-                            at_b = b
-                _note(starts, i, j, 1 + n, top + at_a - y, left + at_b - x)
-                for a in range(max(at_a - 1, 0), min(at_a + 2, side)):
-                    for b in range(max(at_b - 1, 0), min(at_b + 2, side)):
-                        scores[a, b] = 1 << 40
+                a, b = divmod(least_key(keys, 4) & _PLACE, NARROW)
+                _note(starts, i, j, 1 + n, top + a - y, left + b - x)
+                for r in range(max(a - 1, 0), min(a + 2, side)):
+                    for c in range(max(b - 1, 0), min(b + 2, side)):
+                        keys[r, 4, c] = _NEVER
 
 
 @compiled
@@ -234,11 +266,13 @@ def _note(starts: Int16, i: int, j: int, n: int, dy: int, dx: int) -> None:
 
 
 @compiled
-def _reached(y: int, x: int, dy: int, dx: int, height: int, width: int) -> tuple[int, int, int]:
-    """Return in which of the phases, and where, the block lies that a vector leads to."""
+def _reached(
+    y: int, x: int, dy: int, dx: int, side: int, height: int, width: int
+) -> tuple[int, int, int]:
+    """Return in which of the phases, and where, the square lies that a vector leads to."""
     # Outside the margins all samples of a row or a column are those of the edge.
-    v = min(max(y + (dy >> 2), 0), height - 8)
-    u = min(max(x + (dx >> 2), 0), width - 8)
+    v = min(max(y + (dy >> 2), 0), height - side)
+    u = min(max(x + (dx >> 2), 0), width - side)
     return 4 * (dy & 3) + (dx & 3), v, u
 
 
@@ -251,7 +285,7 @@ def _wanted(current: Int16, phases: Int16, field: Field) -> Int16:
         for j in range(field.shape[1]):
             y, x = MARGIN + 8 * i, MARGIN + 8 * j
             dy, dx = int(field[i, j, 0]), int(field[i, j, 1])
-            plane, v, u = _reached(y, x, dy, dx, height, width)
+            plane, v, u = _reached(y, x, dy, dx, 8, height, width)
             for r in range(8):
                 for c in range(8):
                     value = 2 * int(current[y + r, x + c]) - phases[plane, v + r, u + c]
@@ -260,13 +294,8 @@ def _wanted(current: Int16, phases: Int16, field: Field) -> Int16:
 
 
 @compiled
-def _block_bits(
-    current: Int16, phases: Int16, rates: Float32, y: int, x: int, dy: int, dx: int
-) -> float:
-    """Return the bits of the 8 x 8 block at (y, x) of the continued picture."""
-    height, width = current.shape
-    plane, v, u = _reached(y, x, dy, dx, height, width)
-    total = block_difference(current, phases[plane], y, x, v, u)
+def _bits(rates: Float32, total: int) -> float:
+    """Return the bits of a block by its sum of differences."""
     return float(rates[min(total >> 2, rates.size - 1)])
 
 
@@ -274,6 +303,18 @@ def _block_bits(
 def _pack(dy: int, dx: int) -> int:
     """Return one number for a vector."""
     return (dy << 16) ^ (dx & 0xFFFF)
+
+
+@compiled
+def _slot(dy: int, dx: int) -> int:
+    """Return where what is known of a vector is kept; its neighbors are elsewhere."""
+    return (dy & 31) << 5 | dx & 31
+
+
+@compiled
+def _name(i: int, j: int, dy: int, dx: int) -> int:
+    """Return one number for a vector of a unit."""
+    return (i << 48) ^ (j << 32) ^ (_pack(dy, dx) & 0xFFFFFFFF)
 
 
 @compiled
@@ -332,7 +373,9 @@ def _search(
     known = np.zeros(6, dtype=np.int64)
     prices = np.zeros(5, dtype=np.float64)
     tries = np.zeros((_TRIES, 2), dtype=np.int64)
-    part = np.zeros(4, dtype=np.float64)
+    sums = np.zeros((_SEEN, 4), dtype=np.int32)
+    seen = np.full((2, _SEEN), _NOTHING, dtype=np.int64)
+    height, width = current.shape
     least = np.zeros(4, dtype=np.float64)
     chosen = np.zeros((4, 2), dtype=np.int64)
     for i in range(0, rows, 2):
@@ -367,16 +410,20 @@ def _search(
                     dy = cy + step * _MOVES[move, 0]
                     dx = cx + step * _MOVES[move, 1]
                 move += 1
-                if max(abs(dy), abs(dx)) <= MAX_VECTOR:
+                n = _slot(dy, dx)
+                name = _name(i, j, dy, dx)
+                # What was tried before is no better now.
+                if max(abs(dy), abs(dx)) <= MAX_VECTOR and seen[0, n] != name:
+                    seen[0, n] = name
                     total = _vector_bits(dy, dx, near, known, prices, lengths)
+                    plane, v, u = _reached(y, x, dy, dx, 16, height, width)
+                    unit_differences(current, phases, y, x, plane, v, u, sums, n)
                     for k in range(4):
                         if i + (k >> 1) < rows and j + (k & 1) < columns:
-                            part[k] = _block_bits(
-                                current, phases, rates, y + 8 * (k >> 1), x + 8 * (k & 1), dy, dx
-                            )
-                            total += part[k]
-                            if part[k] < least[k]:
-                                least[k] = part[k]
+                            part = _bits(rates, sums[n, k])
+                            total += part
+                            if part < least[k]:
+                                least[k] = part
                                 chosen[k, 0] = dy
                                 chosen[k, 1] = dx
                     if total < best:
@@ -398,7 +445,7 @@ def _search(
                 _split(
                     current, phases, hints, rates, bits, lengths, field, i, j,
                     best + bits[context, 1], float(bits[context, 0]), chosen,
-                    near, contexts, known, prices,
+                    near, contexts, known, prices, seen, sums,
                 )  # fmt: skip
 
 
@@ -428,9 +475,12 @@ def _split(
     contexts: Int64,
     known: Int64,
     prices: Float64,
+    seen: Int64,
+    sums: Int32,
 ) -> None:
     """Give the blocks of a unit their own vectors where that is cheaper than `whole`."""
     rows, columns, _ = field.shape
+    height, width = current.shape
     wy = int(field[i, j, 0])
     wx = int(field[i, j, 1])
     for k in range(4):
@@ -464,9 +514,17 @@ def _split(
                 dy = chosen[k, 0]
                 dx = chosen[k, 1]
             move += 1
-            if max(abs(dy), abs(dx)) <= MAX_VECTOR:
+            n = _slot(dy, dx)
+            name = _name(r, c, dy, dx)
+            if max(abs(dy), abs(dx)) <= MAX_VECTOR and seen[1, n] != name:
+                seen[1, n] = name
+                if seen[0, n] != _name(i, j, dy, dx):
+                    plane, v, u = _reached(y, x, dy, dx, 8, height, width)
+                    difference = block_difference(current, phases, y, x, plane, v, u)
+                else:
+                    difference = sums[n, k]
                 cost = _vector_bits(dy, dx, near, known, prices, lengths)
-                cost += _block_bits(current, phases, rates, y, x, dy, dx)
+                cost += _bits(rates, difference)
                 if cost < best:
                     best = cost
                     by = dy
