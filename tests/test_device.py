@@ -59,6 +59,21 @@ def still(seed: int) -> list[planes.Components]:
     return [first, second, planes.Components(luma, last.chroma)]
 
 
+def dimmed(monkeypatch: Any) -> list[planes.Components]:
+    """Frames of which the second has less light, which an encoder finds from now on."""
+    first, second, last = frames(3, 0, seed=8)
+    second = planes.Components(second.luma // 2 + 50, second.chroma // 2 + 9)
+    same, darker, brighter = (light.ONE, 0), (light.ONE // 2, 200), (2 * light.ONE, -400)
+    told = [[darker] * 3] * 2, [[brighter, brighter, same], [same, same, darker]]
+    lights = [None, *(np.array(one, dtype=np.int32) for one in told)]
+
+    def find(given: Any, bits: int) -> Any:
+        return lights if given[1] is second else [None] * len(given)
+
+    monkeypatch.setattr(plan, "find_lights", find)
+    return [first, second, last]
+
+
 @pytest.fixture
 def alone(monkeypatch) -> Any:
     """All of it the interpreter's, in few and large programs."""
@@ -136,7 +151,7 @@ def assert_same(ours: list[planes.Components], theirs: list[planes.Components]) 
 
 
 def test_chunks_cross_over_both_ways(kernels, monkeypatch):
-    """Chunks side by side, out of step: frames of one and of two references, a cut, a near one.
+    """Chunks side by side, out of step: two references, one, a cut, a near frame, other light.
 
     What one path packs the other unpacks, to equal bytes. Frames travel once each way; between,
     a decoder sends and fetches heads, and motion, once a step.
@@ -144,7 +159,7 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     pushes = Runs(monkeypatch, rans, "push_kernel")
     pops = Runs(monkeypatch, rans, "pop_symbols_kernel")
     model = make_video_model(seed=3)
-    given = [frames(3, 0, seed=8), frames(3, 0, seed=1), still(seed=8)]
+    given = [dimmed(monkeypatch), frames(3, 0, seed=1), still(seed=8)]
     kinds = Counter(kind for chunk in given for kind in kinds_of(chunk))
     assert kinds == {form.INTRA: 4, form.INTER: 4, form.NEAR: 1}
     on_cpu = [pack(model, chunk) for chunk in given]
@@ -176,41 +191,6 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
         assert_same(ours, chunk)
         assert_same(unpack(model, data, 3), chunk)
     assert len(pops.grids) == launches
-
-
-def test_light_crosses_over(kernels, monkeypatch):
-    """A chunk with a frame of less light beside one without: found once, seen by both paths."""
-    model = make_video_model(seed=3)
-    first, second, last = frames(3, 0, seed=8)
-    dim = planes.Components(second.luma // 2 + 50, second.chroma // 2 + 9)
-    same, dimmed, back = (light.ONE, 0), (light.ONE // 2, 200), (2 * light.ONE, -400)
-    lights = [None, [[dimmed] * 3] * 2, [[back, back, same], [same, same, dimmed]]]
-    lights = [one and np.array(one, dtype=np.int32) for one in lights]
-    given = [[first, dim, last], frames(3, 0, seed=8)]
-
-    def find(frames, bits):
-        return lights if frames[1] is dim else [None] * 3
-
-    unlit = pack(model, given[0])
-    monkeypatch.setattr(plan, "find_lights", find)
-    assert [kinds_of(chunk) for chunk in given] == 2 * [[form.INTRA, form.INTER, form.INTER]]
-    on_cpu = [pack(model, chunk) for chunk in given]
-    assert on_cpu[0] != unlit
-    model.use(kernels)
-    messages = [Message(LANES) for _ in given]
-    model._device.push_chunks(messages, given, Form("YUV", 8))
-    assert [message.to_bytes() for message in messages] == on_cpu
-    unknown = [planes.blank(SHAPES, "YUV")] * 3
-    kernels.link.traffic = traffic = Traffic()
-    for ours, chunk, message in zip(
-        model._device.pop_chunks(messages, unknown, Form("YUV", 8)), given, messages, strict=True
-    ):
-        assert_same(ours, chunk)
-        assert message.is_drained
-    assert traffic.uploads == 4
-    model.use(None)
-    for data, chunk in zip(on_cpu, given, strict=True):
-        assert_same(unpack(model, data, 3), chunk)
 
 
 def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):
