@@ -575,7 +575,7 @@ def _account_text(account: dict[str, int]) -> str:
     overhead = 100 * account["overhead"] / max(1, account["ideal"])
     return (
         f"{account['net']:,} bits, {overhead:+.2f} % of the ideal; bits-back took"
-        f" {account['popped']:,}, never more than {account['peak']:,} at once"
+        f" {account['popped']:,} and fell {account['peak']:,} below its seed at most"
     )
 
 

@@ -24,7 +24,7 @@ from flowarchive.ans import Message
 from flowarchive.archive import chunks
 from flowarchive.codec import find_intervals
 from flowarchive.errors import DeviceError, MessageExhausted, NotReproducible
-from flowarchive.models import form, light, plan
+from flowarchive.models import form, light, offload, plan
 from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.video import VideoModel
@@ -315,6 +315,18 @@ def test_one_frame_crosses_over(kernels):
     message = Message.from_bytes(packed[0][: 8 * LANES], LANES)
     with pytest.raises(MessageExhausted):
         list(model.pop_frames(message, 1, shapes, "YUVA", 12))
+
+
+def test_frames_that_are_too_large_are_the_cpus(kernels, monkeypatch):
+    monkeypatch.setattr(offload, "MOST_SAMPLES", 19)
+    pushes = Runs(monkeypatch, rans, "push_kernel")
+    pops = Runs(monkeypatch, rans, "pop_symbols_kernel")
+    model, given = make_video_model(seed=3), frames(2, 0, seed=1)
+    packed = pack_on(model, (None, kernels), given, "YUV", 8)
+    assert packed[0] == packed[1]
+    assert_same(unpack(model, packed[1], 2), given)
+    assert not pushes.grids
+    assert not pops.grids
 
 
 @pytest.fixture

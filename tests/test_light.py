@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import make_video_model
 
-from flowarchive import planes
+from flowarchive import motion, planes
 from flowarchive.account import Account
 from flowarchive.ans import Message
 from flowarchive.codec import Reader, Recorder
 from flowarchive.errors import FormatError
-from flowarchive.models import plan
+from flowarchive.models import light, plan
 from flowarchive.models.form import BOTH, LIT_FRAMES, SHIFTS, Front, code_front
 from flowarchive.models.light import (
     LIMIT,
@@ -164,6 +164,18 @@ def test_a_chunk_of_any_light_comes_back(monkeypatch):
     model = MODELS["video"]()
     message = push(model, frames)
     check(model, message, frames)
+
+
+def test_a_cut_is_told_from_what_a_decoder_predicts(monkeypatch):
+    """Compensated, then brought to the light, as on a device."""
+    frames, seen = film([(1, 0), (0.8, 12)]), []
+    monkeypatch.setattr(plan, "_is_cut", lambda luma, values: seen.append(values) or False)
+    planned = plan.Plan(frames, 8)
+    last, (first, _) = frames[0].luma, planned.fields(1)
+    predicted = motion.compensate(last, first, last.shape, -128, 127)
+    told = planned.choice.lights[1][0, 0]
+    assert light.is_lit(told)
+    assert np.array_equal(seen[0], light.adjust(predicted, told, -128, 127))
 
 
 def test_what_changes_nothing_changes_nothing():

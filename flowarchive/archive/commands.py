@@ -312,7 +312,7 @@ def _account(account: Statement | None) -> dict[str, Any]:
 
 
 def _total_account(accounts: Sequence[Statement]) -> dict[str, Any]:
-    """The same of all chunks that have an account; no stack needed more than the largest peak."""
+    """The same of all chunks that have an account, with the largest seed and peak of any."""
     if not accounts:
         return {}
     every = [frame for account in accounts for frame in account.frames]

@@ -131,6 +131,10 @@ class _Unknown:
         return field
 
 
+MOST_SAMPLES = 1 << 26
+"""Of a frame's luma: kernels count the bytes of a state, at most 20 for each, in 32 bits."""
+
+
 class Device:
     """A model on a device: chunks that are coded at the same time go together.
 
@@ -151,6 +155,11 @@ class Device:
         self._kernels, self._filters, self._flows = kernels, filters, flows
         self._nets = {name: [net.network for net in group] for name, group in nets.items()}
         self._together = Together()
+
+    @staticmethod
+    def holds(frame: planes.Components) -> bool:
+        """Whether kernels can take frames of this size; the CPU has those that they cannot."""
+        return frame.luma.size <= MOST_SAMPLES
 
     def push_frames(
         self, message: Message, frames: Sequence[planes.Components], letters: str, bits: int

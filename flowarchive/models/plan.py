@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flowarchive import motion, planes
 from flowarchive.loops import compiled
 from flowarchive.models.form import INTER, INTRA, MAX_SHIFT, NEAR, Front
-from flowarchive.models.light import Light, adjust_luma, find_lights, is_lit
+from flowarchive.models.light import Light, adjust, adjust_luma, find_lights, is_lit
 
 Int32 = NDArray[np.int32]
 
@@ -99,28 +99,32 @@ class Plan:
         before = self._found[t - 1]
         hints = motion.zero_field(luma.shape) if before is None else before[0]
         picture = self._picture(t)
-        last, past = self._past(t, 0)
+        past = self._past(t, 0)
         first = motion.search(picture, past, hints)
-        limit = 1 << (self._bits - 1)
-        compensated = motion.compensate(last, first, luma.shape, -limit, limit - 1)
-        if _is_cut(luma, compensated):
+        if _is_cut(luma, self._compensated(t, first)):
             self._found.append(None)
         elif before is None or self.choice.near[t]:
             self._found.append((first, first))
         else:
-            _, older = self._past(t, 1)
+            older = self._past(t, 1)
             second = motion.search(picture, older, motion.doubled(first), beside=(past, first))
             self._found.append((first, second))
         self._pictures.pop(t - 2, None)
 
-    def _past(self, t: int, reference: int) -> tuple[Int32, motion.Picture]:
-        """A reference's luma in the light of a frame, and its picture."""
+    def _past(self, t: int, reference: int) -> motion.Picture:
+        """A reference in the light of a frame, to be searched."""
         back, light = t - 1 - reference, self.choice.lights[t]
-        luma = self._frames[back].luma
         if light is None or not is_lit(light[reference, 0]):
-            return luma, self._picture(back)
-        luma = adjust_luma(luma, light[reference, 0], self._bits)
-        return luma, motion.Picture(luma, self._bits)
+            return self._picture(back)
+        luma = adjust_luma(self._frames[back].luma, light[reference, 0], self._bits)
+        return motion.Picture(luma, self._bits)
+
+    def _compensated(self, t: int, field: motion.Field) -> Int32:
+        """What a frame's luma is predicted to be from the last frame, in quarters."""
+        last, light = self._frames[t - 1].luma, self.choice.lights[t]
+        low, high = -(1 << (self._bits - 1)), (1 << (self._bits - 1)) - 1
+        values = motion.compensate(last, field, last.shape, low, high)
+        return values if light is None else adjust(values, light[0, 0], low, high)
 
     def _picture(self, t: int) -> motion.Picture:
         if t not in self._pictures:

@@ -225,7 +225,7 @@ class VideoModel:
         threads: int = 1,
     ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
-        if self._device is not None and self.packs_on_device:
+        if self._device and self.packs_on_device and self._device.holds(frames[0]):
             return self._device.push_frames(message, frames, letters, bits)
         recorder = self.recorder()
         with _threads(threads) as executor:
@@ -249,7 +249,7 @@ class VideoModel:
     ) -> Iterator[planes.Components]:
         """Pop `count` frames; see `models.Model`."""
         unknown = planes.blank(shapes, letters)
-        if self._device is not None:
+        if self._device and self._device.holds(unknown):
             yield from self._device.pop_frames(message, [unknown] * count, letters, bits)
             return
         with _threads(threads) as executor:

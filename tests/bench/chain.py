@@ -7,7 +7,7 @@ Codes the first 1, 2, 5, ... frames of each clip as one chunk, with the packaged
     ideal        sum of the frames' ideal net code lengths, by the account: of each phase by the way
                  it went
     excess       of the archive over that
-    seed, peak   bits on the stack when bits-back began, and the most it then owed
+    seed, peak   bits on the stack when bits-back began, and the most it then fell below them
     video        bytes of the archive by the mixtures alone, which are a `video` model's
     local        what local bits-back alone would pay: every phase by its flow, borrowing from
                  bits that nobody has pushed, which count as well
