@@ -261,7 +261,7 @@ def print_step(name: str, step: Step, chunks: int = 1) -> None:
     print(row.format("torch's copies", "", "", "", step.copies))
     works = step.work.values()
     for gpu in GPUS:
-        busy = sum(max(one.issued / gpu.products, one.bytes / gpu.bytes) for one in works)
+        busy = busy_seconds(step, gpu)
         products = sum(one.issued for one in works) / gpu.products
         memory = sum(one.bytes for one in works) / gpu.bytes
         print(
@@ -273,6 +273,26 @@ def print_step(name: str, step: Step, chunks: int = 1) -> None:
             print(
                 f"    {many} chunks at a launch, {step.launches / many:.0f} launches a frame of "
                 f"{1e6 * LAUNCH_SECONDS:.0f} us: at most {1 / total:.0f} frames/s"
+            )
+
+
+def busy_seconds(step: Step, gpu: Gpu) -> float:
+    """The least time for what a step multiplies and moves."""
+    works = step.work.values()
+    return sum(max(one.issued / gpu.products, one.bytes / gpu.bytes) for one in works)
+
+
+def print_search(search: Step, inter: Step, chunks: int) -> None:
+    """What bounds packing: the search of two fields a frame, chunk by chunk. `search` has three."""
+    fields = search.work["search"].launches / 3
+    print(f"\nThe encoder's search takes {fields:.0f} launches a field more, two fields a frame:")
+    for gpu in GPUS:
+        for many in (1, chunks):
+            launches = inter.launches / many + 2 * fields
+            total = busy_seconds(inter, gpu) + launches * LAUNCH_SECONDS
+            print(
+                f"  {gpu.name.split(' (')[0]}, {many} chunks at a launch: packs at most "
+                f"{1 / total:.0f} frames/s, were all but its launches free"
             )
 
 
@@ -367,11 +387,10 @@ def main() -> None:
     counter = Counter(model, height, width)
     counter.give()
     samples = sum(h * w for h, w in counter.shapes)
-    print_step("inter frame", counter.inter(), MOST)
+    inter = counter.inter()
+    print_step("inter frame", inter, MOST)
     print_step("intra frame", counter.intra(), MOST)
-    search = counter.plan()
-    fields = search.work["search"].launches / 3
-    print(f"\nThe encoder's search takes {fields:.0f} launches a field more, two fields a frame.")
+    print_search(counter.plan(), inter, MOST)
     print_rows(samples)
     if sys.argv[1:]:
         print_vectors(Path(sys.argv[1]), samples)
