@@ -401,6 +401,10 @@ CASES = [
     Case("conv 3x3 64>48 +", lambda: _convolve(48, 64, 3, add=True), multiplies=True),
     Case("head 1x1 80>12", lambda: _convolve(12, 80, 1, wide=True), multiplies=True),
     Case("head 1x1 48>15", lambda: _convolve(15, 48, 1, wide=True), multiplies=True),
+    Case("flow 1x1 128>16", lambda: _convolve(16, 128, 1), multiplies=True),
+    Case("flow 3x3 20>32", lambda: _convolve(32, 20, 3), multiplies=True),
+    Case("flow 1x1 32>32 +", lambda: _convolve(32, 32, 1, add=True), multiplies=True),
+    Case("flow 1x1 36>4", lambda: _convolve(4, 36, 1, wide=True), multiplies=True),
     Case(
         "depthwise 3x3 64",
         lambda: convolution.convolve_depthwise(_pixels(64), _layer(64, 1, 3), _pixels(64)),
