@@ -29,6 +29,8 @@ from triton_kernels.rans import (
     MAX_PRECISION,
     Messages,
     check_messages,
+    enter,
+    leave,
     refill,
     spill,
     warps,
@@ -112,11 +114,7 @@ def choose_kernel(
     head, tail, size, start, freq, y, turn, each, first, count, capacity, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program chooses the places of some of one message's symbols; see `choose`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     row = tl.load(turn + i_m) * each + first
     stop = tl.where(tl.load(turn + i_m + 1) * each > row, row + count, row)
     while (row < stop) & (live >= 0):
@@ -126,8 +124,7 @@ def choose_kernel(
         h, live, place = pop_row(h, words, live, span, known)
         tl.store(y + at, tl.load(start + at, known, other=0) + place, known)
         row += LANES
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
+    leave(head, size, h, live, LANES)
 
 
 @triton.jit
@@ -136,12 +133,8 @@ def logit_kernel(
     FORWARD: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program moves some samples of one message from one side to the other; see `logit`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     least = tl.minimum(tl.load(lowest + i_m), live)
-    words = tail + i_m.to(tl.int64) * capacity
     begin = tl.load(turn + i_m) * each + first
     stop = tl.where(tl.load(turn + i_m + 1) * each > begin, begin + count, begin)
     left = (stop - begin + LANES - 1) // LANES
@@ -155,8 +148,7 @@ def logit_kernel(
         tl.store(y + at, moved, known)
         row += -LANES if FORWARD else LANES
         left -= 1
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
+    leave(head, size, h, live, LANES)
     tl.store(lowest + i_m, least)
 
 
@@ -167,12 +159,8 @@ def affine_kernel(
     FORWARD: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program moves one part of one message's squares; see `affine`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     least = tl.minimum(tl.load(lowest + i_m), live)
-    words = tail + i_m.to(tl.int64) * capacity
     plane = tl.load(turn + i_m) * planes
     part_h, part_w = (rows - down + 1) // 2, (columns - right + 1) // 2
     area = part_h * part_w
@@ -198,8 +186,7 @@ def affine_kernel(
         tl.store(place, moved, known)
         row += -LANES if FORWARD else LANES
         left -= 1
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
+    leave(head, size, h, live, LANES)
     tl.store(lowest + i_m, least)
 
 
@@ -209,11 +196,7 @@ def push_base_kernel(
     STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program pushes the samples of one message; see `push_base`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     begin = tl.load(turn + i_m) * each
     end = tl.load(turn + i_m + 1) * each
     last = begin + (end - begin + LANES - 1) // LANES * LANES
@@ -239,8 +222,7 @@ def push_base_kernel(
         g, live = spill(h, words, live, capacity, full)
         quotient = g // freq
         h = tl.where(known, (quotient << precision) + (g - quotient * freq) + start, h)
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
+    leave(head, size, h, live, LANES)
 
 
 @triton.jit
@@ -249,11 +231,7 @@ def pop_base_kernel(
     STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program pops the samples of one message; see `pop_base`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     begin = tl.load(turn + i_m) * each
     end = tl.load(turn + i_m + 1) * each
     row = begin
@@ -276,8 +254,7 @@ def pop_base_kernel(
         h, live, place = pop_row(h, words, live, tl.load(images + k + 1) - low, known)
         tl.store(y + row + lane, low + place, known)
         row += LANES
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
+    leave(head, size, h, live, LANES)
 
 
 @triton.jit

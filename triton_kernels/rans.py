@@ -56,6 +56,24 @@ class Messages(NamedTuple):
 
 
 @triton.jit
+def enter(head, tail, size, capacity, LANES: tl.constexpr):
+    """A program's message: its number, its lanes and their heads, its size, and its words."""
+    i_m = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    h = tl.load(head + i_m * LANES + lane)
+    live = tl.load(size + i_m)
+    return i_m, lane, h, live, tail + i_m.to(tl.int64) * capacity
+
+
+@triton.jit
+def leave(head, size, h, live, LANES: tl.constexpr):
+    """Keep a program's message as it is now."""
+    i_m = tl.program_id(0)
+    tl.store(head + i_m * LANES + tl.arange(0, LANES), h)
+    tl.store(size + i_m, live)
+
+
+@triton.jit
 def put(words, tail, size, capacity, spilled):
     """Put the words of the lanes that spill onto the tail, in lane order; none if one has no room.
 
@@ -91,11 +109,7 @@ def refill(head, tail, size, low):
 @triton.jit
 def push_kernel(head, tail, size, start, freq, segments, bounds, capacity, LANES: tl.constexpr):
     """One program pushes the segments of one message, the last one first; see `push`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     first = tl.load(bounds + i_m)
     segment = tl.load(bounds + i_m + 1)
     while (segment > first) & (live >= 0):
@@ -113,8 +127,7 @@ def push_kernel(head, tail, size, start, freq, segments, bounds, capacity, LANES
             g, live = spill(h, words, live, capacity, known & ((h >> (63 - precision)) >= f))
             quotient = g // f
             h = tl.where(known, (quotient << precision) + (g - quotient * f) + s, h)
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
+    leave(head, size, h, live, LANES)
 
 
 def push(messages: Messages, start: Tensor, freq: Tensor, segments: Tensor, bounds: Tensor) -> None:
@@ -151,18 +164,14 @@ def pop_kernel(
     LANES: tl.constexpr,
 ):  # fmt: skip
     """One program pops one row of one message; see `pop`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     known = lane < count
-    h = tl.load(head + i_m * LANES + lane)
     f = tl.load(freq + i_m * count + lane, known, other=0).to(tl.int64)
     s = tl.load(start + i_m * count + lane, known, other=0).to(tl.int64)
     slot = h & ((tl.full((1,), 1, tl.int64) << precision) - 1)
     h = tl.where(known, f * (h >> precision) + slot - s, h)
-    words = tail + i_m.to(tl.int64) * capacity
-    h, live = refill(h, words, tl.load(size + i_m), known & (h < _HEAD_MIN))
-    tl.store(out_head + i_m * LANES + lane, h)
-    tl.store(out_size + i_m, live)
+    h, live = refill(h, words, live, known & (h < _HEAD_MIN))
+    leave(out_head, out_size, h, live, LANES)
 
 
 def pop(messages: Messages, start: Tensor, freq: Tensor, precision: int) -> Messages:
@@ -202,6 +211,7 @@ def pop_symbols_kernel(
     LANES: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr, WAYS_BITS: tl.constexpr,
 ):  # fmt: skip
     """One program finds and pops the symbols of one message; see `pop_symbols`."""
+    # Not by `enter`: registers would spill on sm_80.
     i_m = tl.program_id(0)
     lane = tl.arange(0, LANES)
     h = tl.load(head + i_m * LANES + lane)
@@ -220,8 +230,7 @@ def pop_symbols_kernel(
         h = tl.where(known, width * (h >> precision) + slot - begin, h)
         h, live = refill(h, words, live, known & (h < _HEAD_MIN))
         row = tl.where(live < 0, end, row + LANES)
-    tl.store(out_head + i_m * LANES + lane, h)
-    tl.store(out_size + i_m, live)
+    leave(out_head, out_size, h, live, LANES)
 
 
 def pop_symbols(

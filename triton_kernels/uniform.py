@@ -24,6 +24,8 @@ from triton_kernels.rans import (
     _WORD,
     Messages,
     check_messages,
+    enter,
+    leave,
     put,
     refill,
     warps,
@@ -90,11 +92,7 @@ def move_row(h, words, live, least, capacity, x, x0, w, y0, v, known):
 @triton.jit
 def push_uniform_kernel(head, tail, size, values, ranges, bounds, capacity, LANES: tl.constexpr):
     """One program pushes the numbers of one message, the last row first; see `push_uniform`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     begin = tl.load(bounds + i_m)
     end = tl.load(bounds + i_m + 1)
     row = begin + (end - begin + LANES - 1) // LANES * LANES
@@ -114,8 +112,7 @@ def push_uniform_kernel(head, tail, size, values, ranges, bounds, capacity, LANE
         word = tl.where(first, h, g) & _LOW
         live = put(word, words, live, capacity, known & (first | second))
         h = tl.where(known, after, h)
-    tl.store(head + i_m * LANES + lane, h)
-    tl.store(size + i_m, live)
+    leave(head, size, h, live, LANES)
 
 
 def push_uniform(messages: Messages, values: Tensor, ranges: Tensor, bounds: Tensor) -> None:
@@ -154,11 +151,7 @@ def pop_uniform_kernel(
     head, tail, size, ranges, bounds, values, out_head, out_size, capacity, LANES: tl.constexpr
 ):
     """One program pops the numbers of one message; see `pop_uniform`."""
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     end = tl.load(bounds + i_m + 1)
     row = tl.load(bounds + i_m)
     while row < end:
@@ -183,8 +176,7 @@ def pop_uniform_kernel(
         tl.store(values + row + lane, value + bit, known)
         h = tl.where(known, g, h)
         row = tl.where(live < 0, end, row + LANES)
-    tl.store(out_head + i_m * LANES + lane, h)
-    tl.store(out_size + i_m, live)
+    leave(out_head, out_size, h, live, LANES)
 
 
 def pop_uniform(messages: Messages, ranges: Tensor, bounds: Tensor) -> tuple[Tensor, Messages]:
