@@ -114,7 +114,7 @@ def find_lights(frames: Sequence[planes.Components], bits: int) -> list[Light | 
         pasts = small[t - 1], small[max(t - 2, 0)]
         light = [[_fit(*pair, unit) for pair in zip(small[t], past, strict=True)] for past in pasts]
         found = np.array(light, dtype=np.int32)
-        lights.append(found if (found != (ONE, 0)).any() else None)
+        lights.append(found if is_lit(found) else None)
     return lights
 
 
