@@ -418,26 +418,17 @@ CASES = {
         options={"embed_model": "never"},
     ),
     # The first of each was written by an earlier release, with its model of that name.
-    **dict.fromkeys(
-        ("shipped-video", "shipped-video-2"),
-        Case(
-            VideoFormat(24, 16, "yuv420p"),
+    **{
+        f"shipped-{kind}{release}": Case(
+            VideoFormat(*size, "yuv420p"),
             make=soft_ramps,
-            kind="video",
-            shipped="video",
+            kind=kind,
+            shipped=kind,
             options={"embed_model": "never"},
-        ),
-    ),
-    **dict.fromkeys(
-        ("shipped-chain", "shipped-chain-2"),
-        Case(
-            VideoFormat(48, 32, "yuv420p"),
-            make=soft_ramps,
-            kind="chain",
-            shipped="chain",
-            options={"embed_model": "never"},
-        ),
-    ),
+        )
+        for kind, size in (("video", (24, 16)), ("chain", (48, 32)))
+        for release in ("", "-2")
+    },
     "no-frames": Case(VideoFormat(5, 4, "gray"), model=SMALLEST, codings=(), frames={"count": 0}),
 }
 VIDEO_CASES = {
