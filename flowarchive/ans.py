@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowarchive.errors import CodingError, InvalidInterval, MessageExhausted
+from flowarchive.lengths import log2_sum
 from flowarchive.loops import compiled
 
 __all__ = ["HEAD_MIN", "MAX_LANES", "MAX_PRECISION", "MAX_RANGE", "Message"]
@@ -360,7 +361,7 @@ class Message:
     @property
     def bits(self) -> float:
         """Information held beyond the empty message, in bits; for reports only."""
-        return float(32 * self.size + np.log2(self.head).sum() - 31 * self.lanes)
+        return 32 * self.size + log2_sum(self.head) - 31 * self.lanes
 
     @property
     def is_drained(self) -> bool:

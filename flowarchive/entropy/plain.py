@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowarchive.ans import MAX_PRECISION, MAX_RANGE, Message, refill_row
 from flowarchive.entropy.cumulative import Int32, Int64, Uint32, Uint64, Whole
 from flowarchive.errors import InvalidInterval
+from flowarchive.lengths import log2_sum
 from flowarchive.loops import compiled
 
 
@@ -136,7 +135,7 @@ def as_int32(name: str, values: ArrayLike) -> Int32:
 
 def code_length(freq: Uint32, total: int) -> float:
     """Return the sum of -log2(freq / total); for reports only."""
-    return float(freq.size * math.log2(total) - np.log2(freq).sum())
+    return freq.size * log2_sum(total) - log2_sum(freq)
 
 
 @compiled

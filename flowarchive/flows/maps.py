@@ -26,6 +26,7 @@ from flowarchive.bitsback import Segments
 from flowarchive.entropy import WEIGHT_BITS, Table
 from flowarchive.entropy.cumulative import RECIPROCALS, interpolate_sigmoid, search_tables
 from flowarchive.entropy.plain import find_piece
+from flowarchive.lengths import log2_sum
 from flowarchive.loops import compiled
 
 Int32 = NDArray[np.int32]
@@ -214,8 +215,8 @@ class Base:
         """Return the ideal code length of y; for reports only."""
         values = np.ascontiguousarray(y, dtype=np.int64)
         pieces = self._logit.segments_of(values)
-        lost = np.log2(pieces.v) - np.log2(pieces.w)
-        return float((self._logit.precision + lost).sum())
+        lost = log2_sum(pieces.v) - log2_sum(pieces.w)
+        return values.size * self._logit.precision + lost
 
 
 @cache

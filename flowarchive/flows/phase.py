@@ -30,6 +30,7 @@ from flowarchive.bitsback import Dequantizer, Find, LocalCoder, Segments
 from flowarchive.flows.couplings import Steering
 from flowarchive.flows.layers import Step, part_of
 from flowarchive.flows.maps import Base, Logit
+from flowarchive.lengths import log2_sum
 
 Int64 = NDArray[np.int64]
 
@@ -80,7 +81,7 @@ class PhaseFlow:
         y = self._dequantizer.forward(message, self._coder, start, freq, tilts)
         lowest = message.bits
         shrinks = _shrinks(self._logit.segments_of(y))
-        popped = float(np.log2(freq).sum()) if tilts is None else held - lowest + shrinks
+        popped = log2_sum(freq) if tilts is None else held - lowest + shrinks
         cost, least = self.forward(message, y.reshape(steering.shape), steering)
         self._base.push(message, y)
         ideal = shrinks - popped + cost + self._base.bits(y)
@@ -142,4 +143,4 @@ def _tilts(steering: Steering) -> Int64 | None:
 
 def _shrinks(pieces: Segments) -> float:
     """What moving along some pieces costs, in bits."""
-    return float((np.log2(pieces.w) - np.log2(pieces.v)).sum())
+    return log2_sum(pieces.w) - log2_sum(pieces.v)

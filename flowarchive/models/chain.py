@@ -59,8 +59,7 @@ FLOW_LEVELS = 2
 """Levels, from the finest, whose phases have a flow; they share its networks."""
 
 LEAST_GAIN = 1.0
-"""Bits that a flow has to save. Lengths are sums of floats: where a flow does nothing, two machines
-might find another of two equal lengths the shorter."""
+"""Bits that a flow has to save; the lengths compared are the same everywhere, see `lengths`."""
 
 _WAYS = Table([1, 1])
 _BY_MIXTURE, _BY_FLOW = 0, 1

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowarchive.ans import Message
+from flowarchive.entropy.plain import code_length
 from flowarchive.errors import FormatError, MessageExhausted
 from flowarchive.motion.decisions import (
     DECISIONS,
@@ -51,7 +52,7 @@ class Coded(NamedTuple):
     @property
     def bits(self) -> float:
         """Ideal code length; for reports only."""
-        return float(self.freq.size * PRECISION - np.log2(self.freq).sum())
+        return code_length(self.freq, 1 << PRECISION)
 
 
 class VectorModel:
