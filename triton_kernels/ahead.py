@@ -38,6 +38,7 @@ from triton_kernels import (
     filters,
     heads,
     lattice,
+    lengths,
     linear,
     maps,
     mixture,
@@ -69,15 +70,15 @@ TYPES = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
 }
-OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
+OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion", "maxnreg"}
 ALIGNMENT = 16
 META = torch.device("meta")
 HEIGHT, WIDTH = 1080, 1920
 
 
 MODULES: list[ModuleType] = [
-    convolution, correction, coupling, features, filters, heads, lattice, linear, maps, mixture,
-    motion, picture, rans, search, uniform,
+    convolution, correction, coupling, features, filters, heads, lattice, lengths, linear, maps,
+    mixture, motion, picture, rans, search, uniform,
 ]  # fmt: skip
 """Those that have kernels."""
 
@@ -251,7 +252,8 @@ def _pop_uniform(lanes: int) -> None:
 
 def _grid() -> maps.Grid:
     knots = _words(388)
-    return maps.Grid(10, _words(maps.CORE_SCALES), 24, knots, knots)
+    steps = _words(lengths.ENTRIES)
+    return maps.Grid(10, _words(maps.CORE_SCALES), 24, knots, knots, steps)
 
 
 def _line(bits: int = 14) -> Tensor:
@@ -261,12 +263,13 @@ def _line(bits: int = 14) -> Tensor:
 
 def _flow(lanes: int) -> None:
     """What an encoder launches between a phase's intervals and its bits, without its networks."""
-    y = _line()
-    lowest, turn, grid = _numbers(64), _words(65), _grid()
-    maps.choose(_messages(lanes), y, y, y, turn, slice(0, maps.BLOCK))
-    maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK), forward=True)
+    intervals, turn, grid = empty(torch.int32, 64, 1 << 14), _words(65), _grid()
+    maps.dequantize(_messages(lanes), intervals, intervals, turn, grid)
+    maps.shrinks(_line(), turn, grid)
     _affine(lanes, forward=True)
-    maps.push_base(_messages(lanes), y, turn, grid)
+    lengths.heights(_messages(lanes), grid.lengths)
+    maps.push_base(_messages(lanes), _line(), turn, grid)
+    lengths.code_lengths(empty(torch.int32, 1 << 20), empty(torch.int64, 640, 3), grid.lengths)
 
 
 def _flow_back(lanes: int) -> None:
@@ -274,12 +277,13 @@ def _flow_back(lanes: int) -> None:
     lowest, turn, grid = _numbers(64), _words(65), _grid()
     y = maps.pop_base(_messages(lanes), turn, (64, 1 << 14), grid)
     _affine(lanes, forward=False)
-    maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK), forward=False)
+    maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK))
 
 
 def _affine(lanes: int, forward: bool) -> None:
+    along = _words(64) if forward else _numbers(64)
     maps.affine(
-        _messages(lanes), _numbers(64), _line().view(64, 1, 128, 128),
+        _messages(lanes), along, _line().view(64, 1, 128, 128),
         empty(torch.int16, 64, 64, 64, 4), (1, 0, 2), _words(65), _grid(), forward,
     )  # fmt: skip
 
@@ -474,7 +478,10 @@ def compile_launch(launch: Launch, target: str) -> Outcome:
         if aligned:
             attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=TARGETS[target], options=launch.options)
+    options = dict(launch.options)
+    if TARGETS[target].backend == "hip":
+        options.pop("maxnreg", None)  # a launch on such a GPU does without it
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
     text = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
     product = PRODUCTS[target].search(text)
     fuses = compiled.metadata.enable_fp_fusion

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triton_kernels import convolution, maps, mixture, uniform
+from triton_kernels import convolution, lengths, maps, mixture, uniform
 from triton_kernels.maps import PARTS, Grid
 from triton_kernels.network import MOST, SHORT_MOST
 from triton_kernels.rans import Messages
@@ -40,6 +40,20 @@ class Coupling(NamedTuple):
     begin: convolution.Layer
     block: convolution.Layer
     head: convolution.Layer
+
+
+class Cost(NamedTuple):
+    """What pushing phases took and gave, int64 [messages] each, in steps of 2**-20 bits.
+
+    Attributes:
+        ideal: -log2 p of the symbols by the flow.
+        popped: What dequantization took.
+        lowest: The messages' least heights between what moves samples.
+    """
+
+    ideal: Tensor
+    popped: Tensor
+    lowest: Tensor
 
 
 class Flow:
@@ -96,40 +110,44 @@ class Flow:
         messages: Messages,
         start: Tensor,
         freq: Tensor,
+        logs: Tensor,
         turn: Tensor,
         grid: Grid,
         context: Tensor,
         shape: tuple[int, int, int, int],
-    ) -> Tensor:
+    ) -> Cost:
         """Push symbols, with bits that come back when they are popped.
 
         Args:
             messages: Give and take bits, in place; each tail has room for two words a symbol. Sizes
                 become -1 where there are too few words, and what else there is is unspecified.
-            start: Left ends of the symbols' intervals, int64 [n], message after message.
+            start: Left ends of the symbols' intervals, int32 [n], message after message.
             freq: Their widths, alike.
+            logs: The sums of the widths' logarithms, int64 [messages], in steps.
             turn: Who takes part; see `maps`.
             grid: Tables.
             context: Of all planes, from `context`.
             shape: (messages taking part, planes of each, rows, columns).
 
         Returns:
-            The messages' least sizes on the way, int32 [messages].
+            What it took and gave; numbers of who does not take part say nothing.
         """
-        lowest = messages.size.clone()
-        begin, width = (values.view(shape[0], -1) for values in (start, freq))
-        line = torch.zeros_like(begin)
-        for block in reversed(_blocks(line.shape[1])):
-            maps.choose(messages, begin, width, line, turn, block)
-            maps.logit(messages, lowest, line, turn, grid, block, forward=True)
+        line = maps.dequantize(
+            messages, start.view(shape[0], -1), freq.view(shape[0], -1), turn, grid
+        )
+        lowest = lengths.heights(messages, grid.lengths)
+        ideal = maps.shrinks(line, turn, grid) - logs
         y = line.view(shape)
         for coupling in self._couplings:
             outputs = _parameters(y, coupling, context, grid)
             for n, part in enumerate(coupling.moved):
                 parts = part, n, len(coupling.moved)
-                maps.affine(messages, lowest, y, outputs, parts, turn, grid, forward=True)
+                maps.affine(messages, ideal, y, outputs, parts, turn, grid, forward=True)
+            lowest = torch.minimum(lowest, lengths.heights(messages, grid.lengths))
+        ideal -= maps.shrinks(line, turn, grid)
+        ideal += (turn.diff() * line.shape[1] * grid.precision) << lengths.STEP_BITS
         maps.push_base(messages, line, turn, grid)
-        return lowest
+        return Cost(ideal, logs, lowest)
 
     def pop(
         self,
@@ -146,7 +164,7 @@ class Flow:
         """Undo `push`.
 
         Args:
-            messages: As in `push`.
+            messages: As in `push`; each tail has room for a word a symbol.
             lowest: int32 [messages], lowered to the least sizes on the way, above which words may
                 be others.
             mixtures: Of the symbols, int32 [n, K]; see `mixture.intervals`.
@@ -171,7 +189,7 @@ class Flow:
         symbols = torch.empty(line.shape, dtype=torch.int32, device=y.device)
         each = [values.view(*line.shape, values.shape[1]) for values in mixtures]
         for block in _blocks(count):
-            maps.logit(messages, lowest, line, turn, grid, block, forward=False)
+            maps.logit(messages, lowest, line, turn, grid, block)
             u = line[:, block].reshape(-1)
             mean, scale, weight = (v[:, block].flatten(0, 1).contiguous() for v in each)
             found, places, freq = mixture.lookup(u, mean, scale, weight, support, tables)

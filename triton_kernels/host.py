@@ -75,6 +75,7 @@ class Host:
         phases: Mapping[str, Sequence[tuple[Arrays, Sequence[tuple[Any, ...]]]]],
         fineness: int,
         core: NDArray[np.int64],
+        lengths: NDArray[np.int64],
         curves: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
     ) -> flow.Flows:
         """Send the flows of a model's phases to the device.
@@ -84,7 +85,8 @@ class Host:
             phases: By the name of the networks, of each phase the context's layer, and of each
                 coupling the parts it moves and its layers; see `flow.Flow`.
             fineness: Of the flows' grid.
-            core: See `flow.Grid`.
+            core: See `maps.Grid`.
+            lengths: Alike.
             curves: The logit's knots and images by the precision of symbols' intervals.
         """
         device = self.link.device
@@ -99,10 +101,15 @@ class Host:
             ]
             for name, group in phases.items()
         }
-        half = _tensor(core).to(device)
+        half, steps = (_tensor(table).to(device) for table in (core, lengths))
         grids = {
             precision: maps.Grid(
-                fineness, half, precision, _tensor(knots).to(device), _tensor(images).to(device)
+                fineness,
+                half,
+                precision,
+                _tensor(knots).to(device),
+                _tensor(images).to(device),
+                steps,
             )
             for precision, (knots, images) in curves.items()
         }
@@ -123,7 +130,8 @@ class Host:
 
         Args:
             tables: Those of the format: "sigmoid", "reciprocals", "logs", "weights", "costs",
-                "moves", "rates", "bits", "magnitudes" and "constants"; see `session.Frozen`.
+                "moves", "lengths", "rates", "bits", "magnitudes" and "constants"; see
+                `session.Frozen`.
             nets: See `session.Model`.
             filters: Alike, int32.
             parts: Of a frame, what `session.Part` has.
@@ -145,12 +153,12 @@ class Host:
         there = {name: _tensor(table) for name, table in tables.items()}
         probabilities = mixture.tables(there["sigmoid"], there["reciprocals"], device)
         seen = features.tables(there["logs"], device)
-        weights, costs, moves, *prices, constants = (
-            there[name].to(device)
-            for name in ("weights", "costs", "moves", "rates", "bits", "magnitudes", "constants")
+        names = "weights", "costs", "moves", "lengths", "rates", "bits", "magnitudes", "constants"
+        weights, costs, moves, lengths, *prices, constants = (
+            there[name].to(device) for name in names
         )
         return Frozen(
-            probabilities, seen, linear.taps(device), weights, costs, moves,
+            probabilities, seen, linear.taps(device), weights, costs, moves, lengths,
             search.Prices(*prices), constants,
         )  # fmt: skip
 
