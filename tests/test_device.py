@@ -28,7 +28,17 @@ from flowarchive.models import form, light, offload, plan
 from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.video import VideoModel
-from triton_kernels import convolution, filters, host, maps, picture, rans, search, stack
+from triton_kernels import (
+    convolution,
+    dequantize,
+    filters,
+    host,
+    maps,
+    picture,
+    rans,
+    search,
+    stack,
+)
 from triton_kernels.link import Traffic
 
 SHAPES = [(4, 5), (2, 3), (2, 3)]
@@ -213,7 +223,8 @@ def test_flows_cross_over(kernels, monkeypatch):
     Bytes and accounts are equal, whoever packed; and who unpacks them does not matter either. All
     phases are decided about on the device: it is asked nothing until all is pushed.
     """
-    forth, back = (Runs(monkeypatch, maps, f"{name}_kernel") for name in ("dequantize", "logit"))
+    names = "dequantize_kernel", "quantize_kernel"
+    forth, back = (Runs(monkeypatch, dequantize, name) for name in names)
     whose, find_turn = [], stack._turn
 
     def spy(numbers: torch.Tensor, chunks: list[int]) -> torch.Tensor:
@@ -437,22 +448,20 @@ def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
     assert rehearse(model) is None
 
 
-FLOW_KERNELS = [
-    *("dequantize_kernel", "shrinks_kernel", "push_base_kernel"),
-    *("pop_base_kernel", "seen_kernel", "affine_kernel", "logit_kernel"),
-]
+FLOW_KERNELS = ["shrinks", "push_base", "pop_base", "seen", "affine"]
 
 
 def test_flows_are_rehearsed(kernels, monkeypatch):
     """All that packing and unpacking by a flow launch is launched before a user's archive is."""
-    runs = [Runs(monkeypatch, maps, name) for name in FLOW_KERNELS]
+    runs = [Runs(monkeypatch, maps, f"{name}_kernel") for name in FLOW_KERNELS]
+    runs += [Runs(monkeypatch, dequantize, f"{way}quantize_kernel") for way in ("de", "")]
     model = make_chain_model(seed=2)
     answer = model.known_answer()
     monkeypatch.setattr(model, "known_answer", lambda: answer)
     assert store.place(stored(model, kernels, monkeypatch), "cuda") == kernels.name
     assert all(run.grids for run in runs)
     # Phases of the two levels, of luma and chroma, of three frames, but those without samples.
-    assert len(runs[0].grids) == len(runs[3].grids) == 36
+    assert len(runs[1].grids) == len(runs[2].grids) == 36
 
 
 def test_a_flow_that_cannot_be_launched_is_found_out(kernels, monkeypatch, caplog):
@@ -460,7 +469,7 @@ def test_a_flow_that_cannot_be_launched_is_found_out(kernels, monkeypatch, caplo
     model = make_chain_model(seed=2)
     answer = model.known_answer()
     monkeypatch.setattr(model, "known_answer", lambda: answer)
-    monkeypatch.setattr(maps, "dequantize_kernel", Broken())
+    monkeypatch.setattr(dequantize, "dequantize_kernel", Broken())
     one = stored(model, kernels, monkeypatch)
     assert store.place(one, "auto") == "cpu"
     (message,) = caplog.messages

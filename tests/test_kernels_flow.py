@@ -10,7 +10,8 @@ from interpreted import CPU, POISON, Runs, assert_same, poisoned, random_message
 
 from flowarchive import int8
 from flowarchive.ans import Message
-from flowarchive.bitsback import Dequantizer, Uniform, dequantize
+from flowarchive.bitsback import Dequantizer, Uniform
+from flowarchive.bitsback import dequantize as bits_back
 from flowarchive.entropy import LogisticMixture
 from flowarchive.entropy.plain import code_length
 from flowarchive.errors import MessageExhausted
@@ -19,7 +20,7 @@ from flowarchive.flows.couplings import Steering
 from flowarchive.flows.maps import SCALE_MAX, SHIFT_MAX, Affine, Base, Logit, core_table
 from flowarchive.flows.phase import PhaseFlow
 from flowarchive.lengths import log2_sum, log_table
-from triton_kernels import flow, lengths, maps, mixture, rans, uniform
+from triton_kernels import dequantize, flow, lengths, maps, mixture, rans, uniform
 
 SUPPORT = mixture.Support(-128, 127, 24)
 TABLE = torch.from_numpy(log_table().copy())
@@ -85,11 +86,10 @@ def test_samples_go_onto_the_base(shape, lanes, fineness, precision, monkeypatch
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
 @pytest.mark.parametrize(("fineness", "precision"), [(4, 28), (10, 24), (14, 22)])
 def test_symbols_come_to_the_grid(shape, lanes, fineness, precision, monkeypatch):
-    """From places in intervals of all widths, block by block, and back from arbitrary bits."""
-    monkeypatch.setattr(dequantize, "_BLOCK", 512)
-    monkeypatch.setattr(maps, "BLOCK", 512)
-    places = Runs(monkeypatch, maps, "dequantize_kernel")
-    moves = Runs(monkeypatch, maps, "logit_kernel")
+    """From places in intervals of all widths, block by block."""
+    monkeypatch.setattr(bits_back, "_BLOCK", 512)
+    monkeypatch.setattr(dequantize, "BLOCK", 512)
+    places = Runs(monkeypatch, dequantize, "dequantize_kernel")
     count = shape[0] * shape[1]
     random = np.random.default_rng(count)
     messages, table = some(random, lanes, 4 * count + 4), grid(fineness, precision)
@@ -99,7 +99,7 @@ def test_symbols_come_to_the_grid(shape, lanes, fineness, precision, monkeypatch
     freq = np.minimum(widest, 1 << random.integers(0, precision + 1, (2, count)))
     uploaded = upload(messages, 2 * count)
     intervals = (torch.from_numpy(array.astype(np.int32)) for array in (start, freq))
-    y = maps.dequantize(uploaded, *intervals, TURN, table)
+    y = dequantize.dequantize(uploaded, *intervals, TURN, table)
     logit = Logit(precision, fineness)
     chosen = Dequantizer(logit)
     for n, message in enumerate(messages[::2]):
@@ -107,21 +107,42 @@ def test_symbols_come_to_the_grid(shape, lanes, fineness, precision, monkeypatch
         assert y[n].tolist() == expected.tolist()
     assert_same(uploaded, messages)
 
-    y = on_grid(random, fineness, 2, count)
+    assert len(places.grids) == 1
+
+
+@pytest.mark.parametrize(("shape", "lanes"), SHAPES)
+@pytest.mark.parametrize(("fineness", "precision"), [(4, 28), (10, 24), (14, 22)])
+def test_the_grid_goes_back_to_symbols(shape, lanes, fineness, precision, monkeypatch):
+    """From arbitrary samples and bits, block by block: symbols, and messages, are the CPU's."""
+    monkeypatch.setattr(bits_back, "_BLOCK", 512)
+    monkeypatch.setattr(dequantize, "BLOCK", 512)
+    runs = Runs(monkeypatch, dequantize, "quantize_kernel")
+    count = shape[0] * shape[1]
+    random = np.random.default_rng(count)
+    y, given = on_grid(random, fineness, 2, count), mixtures(random, 2 * count)
+    support = mixture.Support(-128, 127, precision)
     messages = some(random, lanes, 2 * count + 4)
-    uploaded, moved = upload(messages, 2 * count), torch.from_numpy(y.copy())
+    uploaded = upload(messages, 2 * count)
     lowest = uploaded.size.clone()
-    blocks = [slice(i, min(i + 512, count)) for i in range(0, count, 512)]
-    for block in blocks:
-        maps.logit(uploaded, lowest, moved, TURN, table, block)
+    symbols = dequantize.quantize(
+        uploaded, lowest, torch.from_numpy(y.copy()), tuple(map(torch.from_numpy, given)), support,
+        tables(), TURN, grid(fineness, precision),
+    )  # fmt: skip
+    chosen, coder = Dequantizer(Logit(precision, fineness)), LogisticMixture(*support)
     for n, message in enumerate(messages[::2]):
-        for block in blocks:
-            expected = Uniform().inverse(message, y[n, block], logit)
-            assert moved[n, block].tolist() == expected.tolist()
+        own = [parameter[n * count : (n + 1) * count] for parameter in given]
+        found = []
+
+        def find(u: np.ndarray, part: slice, own=own, found=found) -> tuple[np.ndarray, np.ndarray]:
+            known = [parameter[part] for parameter in own]
+            found.append(coder.lookup(u, *known))
+            return coder.interval(found[-1], *known)
+
+        chosen.inverse(message, Uniform(), y[n], find)
+        assert symbols.view(2, count)[n].tolist() == np.concatenate(found).tolist()
     assert_same(uploaded, messages)
     assert (lowest <= uploaded.size).all()
-    assert len(places.grids) == 1
-    assert len(moves.grids) == len(blocks)
+    assert len(runs.grids) == 1
 
 
 @pytest.mark.parametrize("shape", [shape for shape, _ in SHAPES])
@@ -273,24 +294,6 @@ def test_nothing_leaves_the_room(work):
     assert left.size.tolist() == [-1, -1, -1]
 
 
-def test_slots_are_looked_up(monkeypatch):
-    runs = Runs(monkeypatch, mixture, "lookup_kernel")
-    random = np.random.default_rng(0)
-    given = mixtures(random, 200)
-    slots = random.integers(0, 1 << SUPPORT.precision, 200)
-    slots[:2] = 0, (1 << SUPPORT.precision) - 1
-    symbols, places, freq = mixture.lookup(
-        torch.from_numpy(slots), *map(torch.from_numpy, given), SUPPORT, tables()
-    )
-    coder = LogisticMixture(*SUPPORT)
-    expected = coder.lookup(slots, *given)
-    assert symbols.tolist() == expected.tolist()
-    start, width = coder.interval(expected, *given)
-    assert places.tolist() == (slots - start).tolist()
-    assert freq.tolist() == width.tolist()
-    assert len(runs.grids) == 1
-
-
 def mixtures(random: np.random.Generator, count: int) -> tuple[np.ndarray, ...]:
     mean = random.integers(-60 << 8, 60 << 8, (count, 4))
     scale = random.integers(40, 80, (count, 4))
@@ -304,10 +307,10 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
 
     A third message is too short both ways, which is none of the others' business.
     """
-    monkeypatch.setattr(dequantize, "_BLOCK", 16)
-    monkeypatch.setattr(maps, "BLOCK", 16)
+    monkeypatch.setattr(bits_back, "_BLOCK", 16)
+    monkeypatch.setattr(dequantize, "BLOCK", 16)
     moves = Runs(monkeypatch, maps, "affine_kernel")
-    blocks = Runs(monkeypatch, maps, "logit_kernel")
+    ends = [Runs(monkeypatch, dequantize, f"{way}quantize_kernel") for way in ("de", "")]
     random = np.random.default_rng(shape[1])
     model, lanes, count = make_chain_model(seed=2), 4, int(np.prod(shape))
     couplings = model.couplings["intra_luma"][1]
@@ -353,7 +356,7 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
     assert uploaded.size[2] == -1
     assert uploaded.size.tolist()[:2] == [9 * count, 9 * count]
     assert (lowest <= uploaded.size).all()
-    assert len(blocks.grids) == -(-count // 16)
+    assert [len(end.grids) for end in ends] == [1, 1]
     assert len(moves.grids) == 2 * 4  # the parts, each way
 
 

@@ -34,6 +34,7 @@ from triton_kernels import (
     convolution,
     correction,
     coupling,
+    dequantize,
     features,
     filters,
     heads,
@@ -77,8 +78,8 @@ HEIGHT, WIDTH = 1080, 1920
 
 
 MODULES: list[ModuleType] = [
-    convolution, correction, coupling, features, filters, heads, lattice, lengths, linear, maps,
-    mixture, motion, picture, rans, search, uniform,
+    convolution, correction, coupling, dequantize, features, filters, heads, lattice, lengths,
+    linear, maps, mixture, motion, picture, rans, search, uniform,
 ]  # fmt: skip
 """Those that have kernels."""
 
@@ -264,7 +265,7 @@ def _line(bits: int = 14) -> Tensor:
 def _flow(lanes: int) -> None:
     """What an encoder launches between a phase's intervals and its bits, without its networks."""
     intervals, turn, grid = empty(torch.int32, 64, 1 << 14), _words(65), _grid()
-    maps.dequantize(_messages(lanes), intervals, intervals, turn, grid)
+    dequantize.dequantize(_messages(lanes), intervals, intervals, turn, grid)
     maps.shrinks(_line(), turn, grid)
     _affine(lanes, forward=True)
     lengths.heights(_messages(lanes), grid.lengths)
@@ -277,7 +278,8 @@ def _flow_back(lanes: int) -> None:
     lowest, turn, grid = _numbers(64), _words(65), _grid()
     y = maps.pop_base(_messages(lanes), turn, (64, 1 << 14), grid)
     _affine(lanes, forward=False)
-    maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK))
+    mixtures, support = _parameters(1 << 20, 5), mixture.Support(-128, 127, 24)
+    dequantize.quantize(_messages(lanes), lowest, y, mixtures, support, _tables(), turn, grid)
 
 
 def _affine(lanes: int, forward: bool) -> None:
@@ -291,12 +293,6 @@ def _affine(lanes: int, forward: bool) -> None:
 def _see() -> None:
     place = empty(torch.int8, 64, 64, 64, 36)[..., :4]
     maps.see(_line().view(64, 1, 128, 128), (1, 2), place, place, 10)
-
-
-def _look_up() -> None:
-    mixture.lookup(
-        _words(1 << 20), *_parameters(1 << 20, 5), mixture.Support(-128, 127, 24), _tables()
-    )
 
 
 def _compensate() -> None:
@@ -428,7 +424,6 @@ CASES = [
     Case("flow", lambda: _flow(64)),
     Case("flow back", lambda: _flow_back(64)),
     Case("flow: parts seen", _see),
-    Case("look up, K 5, 8 bits", _look_up),
     Case("compensate", _compensate),
     *(
         Case(f"{'inter' if inter else 'intra'}, {'chroma' if chroma else 'luma'}, phase {phase}",

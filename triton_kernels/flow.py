@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triton_kernels import convolution, lengths, maps, mixture, uniform
+from triton_kernels import convolution, lengths, maps, mixture
+from triton_kernels.dequantize import dequantize, quantize
 from triton_kernels.maps import PARTS, Grid
 from triton_kernels.network import MOST, SHORT_MOST
 from triton_kernels.rans import Messages
@@ -132,9 +133,8 @@ class Flow:
         Returns:
             What it took and gave; numbers of who does not take part say nothing.
         """
-        line = maps.dequantize(
-            messages, start.view(shape[0], -1), freq.view(shape[0], -1), turn, grid
-        )
+        start, freq = start.view(shape[0], -1), freq.view(shape[0], -1)
+        line = dequantize(messages, start, freq, turn, grid)
         lowest = lengths.heights(messages, grid.lengths)
         ideal = maps.shrinks(line, turn, grid) - logs
         y = line.view(shape)
@@ -186,16 +186,7 @@ class Flow:
             for n, part in reversed(list(enumerate(coupling.moved))):
                 parts = part, n, len(coupling.moved)
                 maps.affine(messages, lowest, y, outputs, parts, turn, grid, forward=False)
-        symbols = torch.empty(line.shape, dtype=torch.int32, device=y.device)
-        each = [values.view(*line.shape, values.shape[1]) for values in mixtures]
-        for block in _blocks(count):
-            maps.logit(messages, lowest, line, turn, grid, block)
-            u = line[:, block].reshape(-1)
-            mean, scale, weight = (v[:, block].flatten(0, 1).contiguous() for v in each)
-            found, places, freq = mixture.lookup(u, mean, scale, weight, support, tables)
-            symbols[:, block] = found.view(shape[0], -1)
-            uniform.push_uniform(messages, places, freq, turn * (block.stop - block.start))
-        return symbols.view(-1)
+        return quantize(messages, lowest, line, mixtures, support, tables, turn, grid)
 
 
 class Flows(NamedTuple):
@@ -210,12 +201,6 @@ class Flows(NamedTuple):
     levels: int
     phases: Mapping[str, Sequence[Flow]]
     grids: Mapping[int, Grid]
-
-
-def _blocks(count: int) -> list[slice]:
-    """Cut a message's samples."""
-    size = maps.BLOCK
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def _parameters(y: Tensor, coupling: Coupling, context: Tensor, grid: Grid) -> Tensor:

@@ -1,6 +1,6 @@
-"""The maps of a phase's flow, each moved along in one launch: a place, the logit, couplings, base.
+"""What a phase's flow moves samples along on its grid, each in one launch: couplings, the base.
 
-    place in an interval  ->  logit  ->  affine couplings  ->  logistic base
+    logit of a place in an interval (`dequantize`)  ->  affine couplings  ->  logistic base
 
 A kernel makes the straight pieces of its map where it needs them, of a layer's integers or of the
 grid's knots, and moves its numbers along them: between a layer's outputs and the moved numbers
@@ -41,9 +41,6 @@ from triton_kernels.uniform import move_row, pop_row, push_row
 
 PARTS = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Row and column of each part of a square of a phase's samples."""
-
-BLOCK = 1 << 12
-"""Samples between whose places and whose steps along the logit nothing else is coded."""
 
 CORE_SCALES = 49
 SQUARES = 256  # or samples, that a program looks at together
@@ -112,59 +109,6 @@ def affine_piece(z, shift, half, fineness, FORWARD: tl.constexpr):
     if FORWARD:
         return x0, w, y0, v
     return y0, v, x0, w
-
-
-@triton.jit
-def dequantize_kernel(
-    head, tail, size, start, freq, y, turn, knots, images, each, pieces, capacity,
-    STEPS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """One program brings the symbols of one message to the grid; see `dequantize`."""
-    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
-    begin = tl.load(turn + i_m)
-    stop = tl.where(tl.load(turn + i_m + 1) > begin, each, 0)
-    start, freq, y = start + begin * each, freq + begin * each, y + begin * each
-    while (stop > 0) & (live >= 0):
-        first = (stop - 1) // BLOCK * BLOCK
-        row = first
-        while (row < stop) & (live >= 0):
-            known = row + lane < stop
-            span = tl.load(freq + row + lane, known, other=1).to(tl.int64)
-            h, live, place = pop_row(h, words, live, span, known)
-            tl.store(y + row + lane, tl.load(start + row + lane, known, other=0) + place, known)
-            row += LANES
-        tl.debug_barrier()
-        while (row > first) & (live >= 0):
-            row -= LANES
-            known = row + lane < stop
-            z = tl.load(y + row + lane, known, other=0)
-            x0, w, y0, v = piece(knots, images, z, pieces, STEPS)
-            h, live, _, moved = move_row(h, words, live, live, capacity, z, x0, w, y0, v, known)
-            tl.store(y + row + lane, moved, known)
-        stop = first
-    leave(head, size, h, live, LANES)
-
-
-@triton.jit
-def logit_kernel(
-    head, tail, size, lowest, y, turn, images, knots, each, first, count, pieces, capacity,
-    STEPS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """One program moves some samples of one message back along the logit; see `logit`."""
-    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
-    least = tl.minimum(tl.load(lowest + i_m), live)
-    row = tl.load(turn + i_m) * each + first
-    stop = tl.where(tl.load(turn + i_m + 1) * each > row, row + count, row)
-    while (row < stop) & (live >= 0):
-        at = row + lane
-        known = at < stop
-        z = tl.load(y + at, known, other=0)
-        x0, w, y0, v = piece(images, knots, z, pieces, STEPS)
-        h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
-        tl.store(y + at, moved, known)
-        row += LANES
-    leave(head, size, h, live, LANES)
-    tl.store(lowest + i_m, least)
 
 
 @triton.jit
@@ -315,70 +259,12 @@ def seen_kernel(
         tl.store(second + at * second_pitch + part, steps, at < squares)
 
 
-def dequantize(messages: Messages, start: Tensor, freq: Tensor, turn: Tensor, grid: Grid) -> Tensor:
-    """Choose a place in each symbol's interval and move it to the grid, block by block.
-
-    Args:
-        messages: Give the bits that choose, in place; each tail has room for a word a symbol. Their
-            sizes become -1 where it, or words, do not suffice.
-        start: Left ends of intervals, int32 [taking part, n].
-        freq: Their widths, alike.
-        turn: Who takes part; see the module.
-        grid: Tables.
-
-    Returns:
-        int64 [taking part, n], on the grid.
-
-    Raises:
-        TypeError: A tensor has another type.
-        ValueError: A shape, a device or a layout is another.
-    """
-    size = list(check("start", start, torch.int32, [None, None], messages.head.device).shape)
-    check("freq", freq, torch.int32, size, start.device)
-    y = torch.zeros(size, dtype=torch.int64, device=start.device)
-    shape = _check(messages, y, [None] * 2, turn, grid)
-    if y.numel():
-        dequantize_kernel[(shape.number,)](
-            *messages, start, freq, y, turn, grid.knots, grid.images, y.shape[1],
-            shape.pieces, shape.capacity, STEPS=shape.steps, BLOCK=BLOCK, LANES=shape.lanes,
-            num_warps=warps(shape.lanes), **SERIAL,
-        )  # fmt: skip
-    return y
-
-
-def logit(
-    messages: Messages, lowest: Tensor, y: Tensor, turn: Tensor, grid: Grid, part: slice
-) -> None:
-    """Move some samples from the grid back along the logit, in place.
-
-    Args:
-        messages: As in `dequantize`.
-        lowest: int32 [messages], lowered to the least size on the way.
-        y: int64 [taking part, n]: on the grid, and afterwards u in [0, 2**precision).
-        turn: As in `dequantize`.
-        grid: Tables.
-        part: Which samples of each message.
-
-    Raises:
-        TypeError: A tensor has another type.
-        ValueError: A shape, a device or a layout is another.
-    """
-    shape = _check(messages, y, [None] * 2, turn, grid)
-    check("lowest", lowest, torch.int32, [shape.number], y.device)
-    if y.numel():
-        logit_kernel[(shape.number,)](
-            *messages, lowest, y, turn, grid.images, grid.knots, y.shape[1], part.start,
-            part.stop - part.start, shape.pieces, shape.capacity, STEPS=shape.steps,
-            LANES=shape.lanes, num_warps=warps(shape.lanes), **SERIAL,
-        )  # fmt: skip
-
-
 def shrinks(y: Tensor, turn: Tensor, grid: Grid) -> Tensor:
     """Return what the logit shrinks samples by, where they have come to.
 
     Args:
         y: On the grid, int64 [taking part, n].
-        turn: As in `dequantize`.
+        turn: Who takes part; see the module.
         grid: Tables.
 
     Returns:
@@ -413,14 +299,15 @@ def affine(
     """Move one part of all squares by what a coupling's last layer says of them, in place.
 
     Args:
-        messages: As in `dequantize`.
+        messages: Give the choices and take back what tells them, in place; each tail has room for a
+            word a sample. Their sizes become -1 where it, or words, do not suffice.
         along: What is kept on the way. Forward, int64 [messages], to which the steps of 2**-20 bits
             are added that samples shrink by; back, int32 [messages], lowered to the least sizes.
         y: On the grid, int64 [taking part, planes, rows, columns].
         outputs: Of squares, int16 [all planes, (rows + 1) // 2, (columns + 1) // 2, 2 * moved]:
             shifts in 1/256, then scale indices.
         parts: The part; its place among those that the coupling moves; and their number.
-        turn: As in `dequantize`.
+        turn: As in `shrinks`.
         grid: Tables.
         forward: As an encoder does, the last row first; the inverse begins with the first.
 
@@ -428,7 +315,7 @@ def affine(
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another.
     """
-    shape = _check(messages, y, [None] * 4, turn, grid)
+    shape = check_line(messages, y, [None] * 4, turn, grid)
     check("along", along, torch.int64 if forward else torch.int32, [shape.number], y.device)
     taking, planes, rows, columns = y.shape
     part, parameter, moved = parts
@@ -450,14 +337,14 @@ def push_base(messages: Messages, y: Tensor, turn: Tensor, grid: Grid) -> None:
     Args:
         messages: Grow, in place; each tail has room for two words a sample.
         y: On the grid, int64 [taking part, n]; unspecified afterwards.
-        turn: As in `dequantize`.
+        turn: As in `shrinks`.
         grid: Tables.
 
     Raises:
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another.
     """
-    shape = _check(messages, y, [None] * 2, turn, grid)
+    shape = check_line(messages, y, [None] * 2, turn, grid)
     if y.numel():
         push_base_kernel[(shape.number,)](
             *messages, y, turn, grid.knots, grid.images, y.shape[1], shape.pieces, grid.precision,
@@ -471,7 +358,7 @@ def pop_base(messages: Messages, turn: Tensor, size: tuple[int, int], grid: Grid
 
     Args:
         messages: Shrink, in place. Their sizes become -1 where words do not suffice.
-        turn: As in `dequantize`.
+        turn: As in `shrinks`.
         size: How many take part, and their samples.
         grid: Tables.
 
@@ -483,7 +370,7 @@ def pop_base(messages: Messages, turn: Tensor, size: tuple[int, int], grid: Grid
         ValueError: A shape, a device or a layout is another.
     """
     y = torch.zeros(size, dtype=torch.int64, device=messages.head.device)
-    shape = _check(messages, y, [None] * 2, turn, grid)
+    shape = check_line(messages, y, [None] * 2, turn, grid)
     if y.numel():
         pop_base_kernel[(shape.number,)](
             *messages, y, turn, grid.knots, grid.images, y.shape[1], shape.pieces, grid.precision,
@@ -522,8 +409,16 @@ def see(y: Tensor, moved: tuple[int, ...], first: Tensor, second: Tensor, finene
         )  # fmt: skip
 
 
-class _Shape(NamedTuple):
-    """What launchers tell kernels of messages and of a grid."""
+class Shape(NamedTuple):
+    """What launchers tell kernels of messages and of a grid.
+
+    Attributes:
+        number: Of messages.
+        lanes: Of each.
+        capacity: Of a tail.
+        pieces: Of the logit.
+        steps: Of a search among them.
+    """
 
     number: int
     lanes: int
@@ -532,15 +427,16 @@ class _Shape(NamedTuple):
     steps: int
 
 
-def _check(
+def check_line(
     messages: Messages, y: Tensor, sizes: Sequence[None], turn: Tensor, grid: Grid
-) -> _Shape:
+) -> Shape:
+    """Check messages, samples y of such sizes, who takes part, and a grid's tables."""
     number, lanes, capacity = check_messages(messages)
     device = messages.head.device
     check("y", y, torch.int64, sizes, device)
     check("turn", turn, torch.int64, [number + 1], device)
     pieces = _check_grid(grid, device)
-    return _Shape(number, lanes, capacity, pieces, (pieces - 1).bit_length())
+    return Shape(number, lanes, capacity, pieces, (pieces - 1).bit_length())
 
 
 def _check_grid(grid: Grid, device: torch.device) -> int:

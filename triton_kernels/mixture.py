@@ -152,23 +152,6 @@ def search(
 
 
 @triton.jit
-def lookup_kernel(
-    slots, mean, scale, weight, packed, reciprocals, symbols, places, freq, count, low, high,
-    precision, K: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program looks BLOCK slots up; see `lookup`."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    known = at < count
-    z, begin, width = search(
-        tl.load(slots + at, known, other=0), mean, scale, weight, packed, reciprocals, at * K,
-        known, low, high, precision, BLOCK, K, ROUNDS, 1,
-    )  # fmt: skip
-    tl.store(symbols + at, z.to(tl.int32), known)
-    tl.store(places + at, tl.load(slots + at, known, other=0) - begin, known)
-    tl.store(freq + at, width, known)
-
-
-@triton.jit
 def intervals_kernel(
     symbols, mean, scale, weight, packed, reciprocals, start, freq, count, low, high, precision,
     K: tl.constexpr, BLOCK: tl.constexpr,
@@ -257,42 +240,3 @@ def intervals(
             K=components, BLOCK=BLOCK, **EXACT,
         )  # fmt: skip
     return start, freq
-
-
-def lookup(
-    slots: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    weight: Tensor,
-    support: Support,
-    tables: Tables,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the symbols whose intervals hold some slots.
-
-    Args:
-        slots: int64 [n] in [0, 2**precision).
-        mean: As in `intervals`, int32 [n, K].
-        scale: Alike.
-        weight: Alike.
-        support: Of all symbols.
-        tables: From `tables`.
-
-    Returns:
-        The symbols, int32 [n], and where in their intervals slots are, and the intervals' widths,
-        int64 [n].
-
-    Raises:
-        TypeError: A tensor has another type.
-        ValueError: A shape, a device, a layout or the support is out of range.
-    """
-    components = check_parameters(mean, scale, weight, support, tables)
-    count = check("slots", slots, torch.int64, [mean.shape[0]], mean.device).numel()
-    symbols = torch.empty(count, dtype=torch.int32, device=mean.device)
-    places, freq = torch.empty_like(slots), torch.empty_like(slots)
-    if count:
-        lookup_kernel[(triton.cdiv(count, BLOCK),)](
-            slots, mean, scale, weight, *tables, symbols, places, freq, count, *support,
-            K=components, ROUNDS=(support.high - support.low).bit_length(), BLOCK=BLOCK,
-            num_warps=8, **EXACT,
-        )  # fmt: skip
-    return symbols, places, freq
