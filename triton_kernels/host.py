@@ -123,7 +123,8 @@ class Host:
 
         Args:
             tables: Those of the format: "sigmoid", "reciprocals", "logs", "weights", "costs",
-                "moves", "rates", "bits", "magnitudes" and "constants"; see `session.Frozen`.
+                "moves", "rates", "bits", "magnitudes", "constants" and "cuts"; see
+                `session.Frozen`.
             nets: See `session.Model`.
             filters: Alike, int32.
             parts: Of a frame, what `session.Part` has.
@@ -145,13 +146,13 @@ class Host:
         there = {name: _tensor(table) for name, table in tables.items()}
         probabilities = mixture.tables(there["sigmoid"], there["reciprocals"], device)
         seen = features.tables(there["logs"], device)
-        weights, costs, moves, *prices, constants = (
-            there[name].to(device)
-            for name in ("weights", "costs", "moves", "rates", "bits", "magnitudes", "constants")
+        weights, costs, moves, constants, cuts = (
+            there[name].to(device) for name in ("weights", "costs", "moves", "constants", "cuts")
         )
+        prices = (there[name].to(device) for name in ("rates", "bits", "magnitudes"))
         return Frozen(
             probabilities, seen, linear.taps(device), weights, costs, moves,
-            search.Prices(*prices), constants,
+            search.Prices(*prices), constants, cuts,
         )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 What a vector costs depends on its neighbors above and to the left, so units go in slanting lines,
 each line a launch: unit (i, j) belongs to line j + 2 i, and all it looks at to lines before. One
-program owns one unit; the vectors it tries at once are the rows of its arrays, and the first of
-the best wins, as if they had been tried one after the other.
+program owns one unit of one chunk, so chunks share launches, whatever their number. The vectors it
+tries at once are the rows of its arrays, and the first of the best wins, as if they had been tried
+one after the other.
 
 Bits are sums of float32 table entries in float64, added in the CPU's order; nothing is multiplied,
 so there is nothing to contract.
@@ -19,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels.checks import EXACT, check
-from triton_kernels.picture import LIMIT, MARGIN, STARTS, Picture, first_looks
+from triton_kernels.picture import LIMIT, MARGIN, STARTS, Picture, check_picture, first_looks
 
 MAX_VECTOR = 2047
 RATES = 1 << 16
@@ -264,14 +265,19 @@ def within(dy, dx):
     return (tl.abs(dy) <= _MOST) & (tl.abs(dx) <= _MOST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "line"])
 def search_kernel(
-    current, phases, hints, starts, rates, bits, magnitudes, field, first, line,
+    current, apart, phases, hints, starts, rates, bits, magnitudes, field, first, line,
     rows, columns, units, tall, wide,
     MARGIN: tl.constexpr, LOOKS: tl.constexpr, TRIES: tl.constexpr,
 ):  # fmt: skip
     """One program chooses the vectors of one unit of a line; see `search`."""
-    unit = first + tl.program_id(0)
+    unit, chunk = first + tl.program_id(0), tl.program_id(1).to(tl.int64)
+    current += chunk * apart
+    phases += chunk * 16 * tall * wide
+    hints += chunk * rows * columns * 2
+    field += chunk * rows * columns * 2
+    starts += chunk * ((rows + 1) // 2) * units * LOOKS * 2
     i, j = 2 * unit, 2 * (line - 2 * unit)
     near = look_around(field, hints, i, j, columns, bits, 2)
     # Candidates: those around, none, three of the hints, the first looks.
@@ -378,10 +384,16 @@ def choose_block(
 
 @triton.jit
 def wanted_kernel(
-    current, phases, field, out, columns, tall, wide, MARGIN: tl.constexpr, LIMIT: tl.constexpr
-):
+    current, phases, field, out, rows, columns, tall, wide, MARGIN: tl.constexpr,
+    LIMIT: tl.constexpr,
+):  # fmt: skip
     """One program finds for a block what a second reference has to be; see `search`."""
-    i, j = tl.program_id(0), tl.program_id(1)
+    i, j = tl.program_id(0) // columns, tl.program_id(0) % columns
+    chunk = tl.program_id(1).to(tl.int64)
+    current += chunk * 16 * tall * wide
+    phases += chunk * 16 * tall * wide
+    field += chunk * rows * columns * 2
+    out += chunk * tall * wide
     dy, dx = vector(field, i, j, columns)
     y, x = MARGIN + 8 * i, MARGIN + 8 * j
     plane, v, u = reached(phases, y, x, dy, dx, tall, wide)
@@ -399,17 +411,17 @@ def search(
     prices: Prices,
     beside: tuple[Picture, Tensor] | None = None,
 ) -> Tensor:
-    """Choose a motion field.
+    """Choose motion fields.
 
     Args:
-        current: The frame that is to be predicted.
-        reference: The frame that it is predicted from, of the same shape.
-        hints: The field that the outcome will be coded with, int16 [rows, columns, 2].
+        current: The frames that are to be predicted, one of each chunk.
+        reference: The frame that each of them is predicted from, of the same shape.
+        hints: The fields that the outcome will be coded with, int16 [chunks, rows, columns, 2].
         prices: Of the model that it will be coded with.
-        beside: Another reference and its field, which predict the frame, too.
+        beside: Other references and their fields, which predict the frames, too.
 
     Returns:
-        int16 [rows, columns, 2], quarters of a luma sample, at most 2047 in magnitude.
+        int16 [chunks, rows, columns, 2], quarters of a luma sample, at most 2047 in magnitude.
 
     Raises:
         TypeError: A tensor has another type.
@@ -420,27 +432,27 @@ def search(
     check("rates", prices.rates, torch.float32, [2, RATES], device)
     check("bits", prices.bits, torch.float32, [CONTEXTS, 2], device)
     check("magnitudes", prices.magnitudes, torch.float32, [10, 24], device)
-    rows, columns, _ = hints.shape
-    size = current.phases.shape[1:]
-    wanted, rates = current.phases, prices.rates[0]
+    chunks, rows, columns, _ = hints.shape
+    size = current.phases.shape[2:]
+    wanted, rates = current.phases[:, 0], prices.rates[0]
     if beside is not None:
         other, known = beside
-        check("beside", other.phases, torch.int16, list(current.phases.shape), device)
-        check("beside", known, torch.int16, [rows, columns, 2], device)
-        wanted, rates = current.phases[0].clone(), prices.rates[1]
-        wanted_kernel[(rows, columns)](
-            current.phases, other.phases, known, wanted, columns, *size,
+        check_picture("beside", other, current)
+        check("beside", known, torch.int16, list(hints.shape), device, apart=1)
+        wanted, rates = hints.new_empty((chunks, *size)), prices.rates[1]
+        wanted_kernel[(rows * columns, chunks)](
+            current.phases, other.phases, known, wanted, rows, columns, *size,
             MARGIN=MARGIN, LIMIT=LIMIT, **EXACT,
         )  # fmt: skip
-    tall, wide = starts.shape[:2]
+    tall, wide = starts.shape[1:3]
     field = torch.zeros_like(hints)
     for line in range(wide + 2 * (tall - 1)):
         first = max(0, -(-(line - wide + 1) // 2))
         count = min(tall - 1, line // 2) - first + 1
         if count > 0:
-            search_kernel[(count,)](
-                wanted, reference.phases, hints, starts, rates, *prices[1:], field, first, line,
-                rows, columns, wide, *size,
+            search_kernel[(count, chunks)](
+                wanted, wanted.stride(0), reference.phases, hints, starts, rates, *prices[1:],
+                field, first, line, rows, columns, wide, *size,
                 MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=8, **EXACT,
             )  # fmt: skip
     return field
