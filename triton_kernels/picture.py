@@ -1,7 +1,7 @@
 """The encoder's first looks for motion: quarter positions, and coarse vectors for each unit.
 
-Chunks go side by side, a frame of each: the last axis of every grid is the chunk. All their pictures
-are more than 32 bits may count, so where a chunk's begin is counted in 64.
+Chunks go side by side, a frame of each: the last axis of every grid is the chunk. All pictures
+together may be more than 32 bits count, so where a chunk's begin is counted in 64.
 
 Nothing here decides what a decoder computes; but equal choices make equal archives, so every step
 is the CPU's, ties included: the first of the best wins, in the order of rows and columns.
