@@ -90,13 +90,16 @@ def kernels(alone, monkeypatch) -> Any:
         parts = {name: tensor[n].numpy() for name, tensor in one._asdict().items()}
         return SimpleNamespace(shape=SHAPES[0], **parts)
 
-    def search_on_cpu(current, reference, hints, prices, beside=None):
-        fields = []
+    def search_on_cpu(current, last, hints, prices, older):
+        found = []
         for n, hint in enumerate(hints.numpy()):
-            known = beside and (on_cpu(beside[0], n), beside[1][n].numpy())
-            parts = on_cpu(current, n), on_cpu(reference, n)
-            fields.append(motion.search(*parts, hint, beside=known))
-        return torch.from_numpy(np.stack(fields))
+            own, past = on_cpu(current, n), on_cpu(last, n)
+            fields = [motion.search(own, past, hint)]
+            if older is not None:
+                doubled, known = motion.doubled(fields[0]), (past, fields[0])
+                fields.append(motion.search(own, on_cpu(older, n), doubled, beside=known))
+            found.append(fields)
+        return torch.from_numpy(np.array(found).swapaxes(0, 1))
 
     def solve_on_cpu(learned, defaults, constants, which):
         start = (defaults.numpy() * (1 << 14)).astype(np.int32)
@@ -209,8 +212,8 @@ def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):
     assert kinds_of(given) == [form.INTRA, form.INTER, form.INTER]
     packed = pack_on(model, (None, alone), given, "Y", 8)
     assert packed[0] == packed[1]
-    # Three fields; of what two frames leave, the last one predicts with the first's.
-    assert len(searches.grids) == 3
+    # One field, then two; of what two frames leave, the last one predicts with the first's.
+    assert [grid[1:] for grid in searches.grids] == [(1, 1)] + [(1, 2)] * (1 + search.LAG)
     assert len(solutions.grids) == 2
 
 

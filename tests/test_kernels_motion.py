@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from interpreted import Runs
+from triton.runtime import interpreter
 
 from flowarchive import motion
 from flowarchive.models import offload, plan
@@ -22,6 +23,22 @@ QUARTERS = torch.from_numpy(FILTERS[::4].copy())
 
 def prices() -> search.Prices:
     return search.Prices(*(torch.from_numpy(table) for table in motion.prices()))
+
+
+def run_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the interpreter run the programs of each launch from the last to the first."""
+    builder, most = interpreter.interpreter_builder, []
+    set_sizes, set_place = builder.set_grid_dim, builder.set_grid_idx
+
+    def keep(*sizes: int) -> None:
+        most[:] = [size - 1 for size in sizes]
+        set_sizes(*sizes)
+
+    monkeypatch.setattr(builder, "set_grid_dim", keep)
+    monkeypatch.setattr(
+        builder, "set_grid_idx",
+        lambda *place: set_place(*(m - at for m, at in zip(most, place, strict=True))),
+    )  # fmt: skip
 
 
 def random_field(random: np.random.Generator, shape: tuple[int, int], most: int) -> motion.Field:
@@ -99,44 +116,40 @@ def test_the_search_chooses_the_same_field(monkeypatch):
     hints = random_field(np.random.default_rng(0), shape, 60)
     hints[2:] = 0
     ours, theirs = upload(current), upload(reference)
-    field = search.search(ours, theirs, torch.from_numpy(hints[None]), prices())
+    (field,) = search.search(ours, theirs, torch.from_numpy(hints[None]), prices())
     expected = motion.search(current, reference, hints)
     assert np.array_equal(field[0].numpy(), expected)
-    # Some unit is split, and some is not; each slanting line is a launch.
+    # Some unit is split, and some is not; each slanting line is a launch, of one unit or two.
     units = [expected[i : i + 2, j : j + 2] for i in (0, 2) for j in (0, 2)]
     split = [bool((unit != unit[0, 0]).any()) for unit in units]
     assert any(split)
     assert not all(split)
-    assert runs.grids == [(1, 1), (1, 1), (1, 1), (1, 1)]
-    # What is best beside a first reference is another field.
-    beside = search.search(ours, theirs, torch.from_numpy(hints[None]), prices(), (theirs, field))
-    wanted = motion.search(current, reference, hints, beside=(reference, expected))
-    assert np.array_equal(beside[0].numpy(), wanted)
-    assert not np.array_equal(wanted, expected)
+    assert runs.grids == [(1, 1, 1)] * 4
 
 
-def test_chunks_are_searched_side_by_side(monkeypatch):
-    """Other frames, other hints, other fields beside them: each what it is alone, in one launch."""
+@pytest.mark.parametrize("backward", [False, True])
+def test_chunks_and_references_are_searched_side_by_side(monkeypatch, backward):
+    """Other frames, other hints: each is what it is alone, whichever program of a launch is first.
+
+    The second field is what is best beside the first one, LAG lines behind it.
+    """
     runs = Runs(monkeypatch, search, "search_kernel")
-    shape = (5, 20)
+    if backward:
+        run_backward(monkeypatch)
+    shape = (20, 20)
     one, other = (motion.Picture(luma, 8) for luma in frames(*shape, 8))
     third = motion.Picture(frames(*shape, 9)[1][:, ::-1].copy() >> 1, 8)
     random = np.random.default_rng(2)
     hints = np.stack([random_field(random, shape, 60) for _ in range(2)])
     parts = [(one, other, third), (third, one, other)]
-    owns, pasts, olders = (upload(*some) for some in zip(*parts, strict=True))
-    first = search.search(owns, pasts, torch.from_numpy(hints), prices())
-    expected = [motion.search(*p[:2], hint) for p, hint in zip(parts, hints, strict=True)]
-    assert np.array_equal(first.numpy(), expected)
-    assert not np.array_equal(*expected)
-    second = search.search(owns, olders, torch.from_numpy(hints), prices(), (pasts, first))
-    wanted = [
-        motion.search(own, older, hint, beside=(past, field))
-        for (own, past, older), hint, field in zip(parts, hints, expected, strict=True)
-    ]
-    assert np.array_equal(second.numpy(), wanted)
-    assert not np.array_equal(*wanted)
-    assert runs.grids == [(1, 2)] * 4
+    own, last, older = (upload(*some) for some in zip(*parts, strict=True))
+    found = search.search(own, last, torch.from_numpy(hints), prices(), older).numpy()
+    for n, ((frame, near, far), hint) in enumerate(zip(parts, hints, strict=True)):
+        first = motion.search(frame, near, hint)
+        second = motion.search(frame, far, motion.doubled(first), beside=(near, first))
+        assert np.array_equal(found[:, n], [first, second])
+    assert not np.array_equal(found[:, 0], found[:, 1])
+    assert runs.grids == [(1, 2, 2)] * (4 + search.LAG)
 
 
 @pytest.mark.parametrize(("own", "past"), [(16, 19), (16, 20), (16, 21), (16, 32), (16, 33)])
@@ -171,9 +184,10 @@ def test_launchers_refuse():
     with pytest.raises(ValueError, match="no picture"):
         picture.picture(plane, QUARTERS, 17)
     given = upload(motion.Picture(np.zeros((9, 9), dtype=np.int32), 8))
+    none = picture.Picture(*(part[:0] for part in given))
     with pytest.raises(ValueError, match="hints is"):
-        picture.first_looks(given, given, field.repeat(2, 1, 1, 1))
+        search.search(given, given, field.repeat(2, 1, 1, 1), prices())
     with pytest.raises(ValueError, match=r"reference\.phases is"):
-        picture.first_looks(given, picture.Picture(*(part[:0] for part in given)), field)
-    with pytest.raises(ValueError, match=r"hints of 3 x 2 blocks"):
-        picture.first_looks(given, given, torch.zeros(1, 3, 2, 2, dtype=torch.int16))
+        search.search(given, given, field, prices(), none)
+    with pytest.raises(ValueError, match="hints of 3 x 2 blocks"):
+        search.search(given, given, torch.zeros(1, 3, 2, 2, dtype=torch.int16), prices())

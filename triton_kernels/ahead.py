@@ -389,7 +389,7 @@ def _search() -> None:
         empty(torch.float32, search.CONTEXTS, 2),
         empty(torch.float32, 10, 24),
     )
-    search.search(one, two, hints, prices, (two, hints))
+    search.search(one, two, hints, prices, two)
 
 
 CASES = [

@@ -9,6 +9,7 @@ is the CPU's, ties included: the first of the best wins, in the order of rows an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ MARGIN = 32
 UNIT = 16
 MIDDLE, COARSE = 2, 4
 REACH, SPAN, STARTS = 10, 7, 3
+LOOKS = 1 + STARTS + 4
 TILE = 256
 SEARCH_BITS = 8
 """Depth that the search looks at."""
@@ -177,7 +179,7 @@ def note(starts, at, dy, dx):
 @triton.jit
 def coarse_kernel(
     current, reference, starts, tall, wide, units, MARGIN: tl.constexpr, REACH: tl.constexpr,
-    STARTS: tl.constexpr, TRIES: tl.constexpr,
+    LOOKS: tl.constexpr, TRIES: tl.constexpr,
 ):  # fmt: skip
     """One program finds a unit's vector by the area of 8 x 8 around it; see `first_looks`."""
     unit, chunk = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -194,25 +196,21 @@ def coarse_kernel(
     c, d = differences(current, reference, y + 4, x, v_in + 4, u_in, wide)
     total = a + b + c + d + 8 * (tl.abs(v - y) + tl.abs(u - x))
     _, best = first_least(tl.where(inside, total, 0x7FFFFFFF), n)
-    at = (chunk * tl.num_programs(0) + unit) * (2 * (1 + STARTS + 4))
+    at = (chunk * tl.num_programs(0) + unit) * LOOKS * 2
     tl.store(starts + at, (16 * (best // side - REACH)).to(tl.int16))
     tl.store(starts + at + 1, (16 * (best % side - REACH)).to(tl.int16))
 
 
 @triton.jit
-def middle_kernel(
-    current, reference, hints, starts, tall, wide, units, rows, columns, MARGIN: tl.constexpr,
+def closer_looks(
+    current, reference, hints, starts, i, j, tall, wide, columns, MARGIN: tl.constexpr,
     SPAN: tl.constexpr, STARTS: tl.constexpr, TRIES: tl.constexpr,
 ):  # fmt: skip
-    """One program finds vectors for a unit and each of its blocks, around the hint."""
-    unit, chunk = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i, j = unit // units, unit % units
-    current += chunk * tall * wide
-    reference += chunk * tall * wide
+    """Find vectors for a unit and each of its blocks, around the hint, in middle pictures."""
     side: tl.constexpr = 2 * SPAN + 1
     far: tl.constexpr = 0x7FFFFFFF
     y, x = MARGIN + 8 * i, MARGIN + 8 * j
-    hint = hints + 2 * (chunk * rows * columns + 2 * i * columns + 2 * j)
+    hint = hints + 2 * (2 * i * columns + 2 * j)
     top = y + ((tl.load(hint).to(tl.int32) + 4) >> 3) - SPAN
     left = x + ((tl.load(hint + 1).to(tl.int32) + 4) >> 3) - SPAN
     n = tl.arange(0, TRIES)
@@ -223,55 +221,49 @@ def middle_kernel(
     q0, q1 = differences(current, reference, y, x, v, u, wide)
     q2, q3 = differences(current, reference, y + 4, x, v + 4, u, wide)
     known = n < side * side
-    at = (chunk * tl.num_programs(0) + unit) * (2 * (1 + STARTS + 4))
     for k in tl.static_range(4):
         part = q0 if k == 0 else (q1 if k == 1 else (q2 if k == 2 else q3))
         _, best = first_least(tl.where(known, part + away, far), n)
-        at_k = at + 2 * (1 + STARTS + k)
-        note(starts, at_k, top + best // side - y, left + best % side - x)
+        note(starts, 2 * (1 + STARTS + k), top + best // side - y, left + best % side - x)
     score = tl.where(known, q0 + q1 + q2 + q3 + 5 * away, far)
     for m in tl.static_range(STARTS):
         _, best = first_least(score, n)
-        note(starts, at + 2 * (1 + m), top + best // side - y, left + best % side - x)
+        note(starts, 2 * (1 + m), top + best // side - y, left + best % side - x)
         # The next one is the best that is no neighbor.
         near = (tl.abs(a - best // side) <= 1) & (tl.abs(b - best % side) <= 1)
         score = tl.where(near, far, score)
 
 
-def first_looks(current: Picture, reference: Picture, hints: Tensor) -> Tensor:
+def first_looks(current: Picture, references: Sequence[Picture], hints: Tensor) -> Tensor:
     """Find vectors from which a search may start.
 
     Args:
         current: The frames that are to be predicted.
-        reference: The frame that each of them is predicted from.
+        references: What each of them is predicted from.
         hints: int16 [chunks, rows, columns, 2], a vector for each block of 8 x 8 samples.
 
     Returns:
-        int16 [chunks, rows of units, columns of units, 8, 2]: from the coarse pictures, three from
-        the middle ones, and one for each block of the unit.
+        int16 [references, chunks, rows of units, columns of units, LOOKS, 2]: the first of each
+        unit from the coarse pictures. The others, three of the middle ones and one for each block
+        of the unit, are `closer_looks`'s, and zero.
 
     Raises:
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another.
     """
     chunks, tall, wide = check_picture("current", current, current)
-    check_picture("reference", reference, current)
     device = current.phases.device
     shape = [chunks, None, None, 2]
     _, rows, columns, _ = check("hints", hints, torch.int16, shape, device, apart=1).shape
     units = -(-rows // 2), -(-columns // 2)
     if (units[0] * UNIT + 2 * MARGIN, units[1] * UNIT + 2 * MARGIN) != (tall, wide):
         raise ValueError(f"hints of {rows} x {columns} blocks are not for {tall} x {wide} samples")
-    starts = torch.zeros((chunks, *units, 1 + STARTS + 4, 2), dtype=torch.int16, device=device)
-    grid = units[0] * units[1], chunks
-    coarse_kernel[grid](
-        current.coarse, reference.coarse, starts, tall // COARSE, wide // COARSE, units[1],
-        MARGIN=MARGIN // COARSE, REACH=REACH, STARTS=STARTS,
-        TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2), num_warps=8, **EXACT,
-    )  # fmt: skip
-    middle_kernel[grid](
-        current.middle, reference.middle, hints, starts, tall // MIDDLE, wide // MIDDLE,
-        units[1], rows, columns, MARGIN=MARGIN // MIDDLE, SPAN=SPAN, STARTS=STARTS,
-        TRIES=triton.next_power_of_2((2 * SPAN + 1) ** 2), **EXACT,
-    )  # fmt: skip
+    starts = hints.new_zeros((len(references), chunks, *units, LOOKS, 2))
+    for reference, its in zip(references, starts, strict=True):
+        check_picture("reference", reference, current)
+        coarse_kernel[(units[0] * units[1], chunks)](
+            current.coarse, reference.coarse, its, tall // COARSE, wide // COARSE, units[1],
+            MARGIN=MARGIN // COARSE, REACH=REACH, LOOKS=LOOKS,
+            TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2), num_warps=8, **EXACT,
+        )  # fmt: skip
     return starts

@@ -55,12 +55,9 @@ class Planner:
         own, last = self._look(self._samples(t)), self._past(t, 0)
         # A cut, and the first frame, leave no hint.
         hints = self._fields[:, t - 1, 0] * (1 - self.cuts[:, t - 1, None, None, None])
-        first = search.search(own, last, hints.contiguous(), self._prices)
-        self._fields[:, t, 0] = first
-        if t > 1:
-            doubled = (2 * first.to(torch.int32)).clamp(-search.MOST, search.MOST)
-            hints, older = doubled.to(torch.int16), self._past(t, 1)
-            self._fields[:, t, 1] = search.search(own, older, hints, self._prices, (last, first))
+        older = self._past(t, 1) if t > 1 else None
+        found = search.search(own, last, hints.contiguous(), self._prices, older)
+        self._fields[:, t, : len(found)] = found.transpose(0, 1)
         self._pictures = [own, *self._pictures[:1]]
 
     def find_cuts(self, t: int, sums: Tensor) -> None:

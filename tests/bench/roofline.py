@@ -66,8 +66,6 @@ KINDS = {
     "detail_kernel": "search",
     "interpolate_kernel": "search",
     "coarse_kernel": "search",
-    "middle_kernel": "search",
-    "wanted_kernel": "search",
     "search_kernel": "search",
     "cut_kernel": "search",
     "push_kernel": "push",
