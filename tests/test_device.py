@@ -96,13 +96,20 @@ def alone(monkeypatch) -> Any:
 def kernels(alone, monkeypatch) -> Any:
     """The search and the solution for filters, which take the interpreter long, are the CPU's."""
 
-    def on_cpu(one):
-        return SimpleNamespace(shape=SHAPES[0], **{k: v.numpy() for k, v in one._asdict().items()})
+    def on_cpu(one, n):
+        parts = {name: tensor[n].numpy() for name, tensor in one._asdict().items()}
+        return SimpleNamespace(shape=SHAPES[0], **parts)
 
-    def search_on_cpu(current, reference, hints, prices, beside):
-        known = beside and (on_cpu(beside[0]), beside[1].numpy())
-        parts = on_cpu(current), on_cpu(reference)
-        return torch.from_numpy(motion.search(*parts, hints.numpy(), beside=known))
+    def search_on_cpu(current, last, hints, prices, older):
+        found = []
+        for n, hint in enumerate(hints.numpy()):
+            own, past = on_cpu(current, n), on_cpu(last, n)
+            fields = [motion.search(own, past, hint)]
+            if older is not None:
+                doubled, known = motion.doubled(fields[0]), (past, fields[0])
+                fields.append(motion.search(own, on_cpu(older, n), doubled, beside=known))
+            found.append(fields)
+        return torch.from_numpy(np.array(found).swapaxes(0, 1))
 
     def solve_on_cpu(learned, defaults, constants, which):
         start = (defaults.numpy() * (1 << 14)).astype(np.int32)
@@ -168,6 +175,7 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     """
     pushes = Runs(monkeypatch, rans, "push_kernel")
     pops = Runs(monkeypatch, rans, "pop_symbols_kernel")
+    looks = Runs(monkeypatch, picture, "interpolate_kernel")
     model = make_video_model(seed=3)
     given = [dimmed(monkeypatch), frames(3, 0, seed=1), still(seed=8)]
     kinds = Counter(kind for chunk in given for kind in kinds_of(chunk))
@@ -179,6 +187,8 @@ def test_chunks_cross_over_both_ways(kernels, monkeypatch):
     accounts = model._device.push_chunks(messages, given, Form("YUV", 8))
     assert [message.to_bytes() for message in messages] == on_cpu
     assert pushes.grids == [(3,)]
+    # Three frames are looked at, and three pasts in other light, of all chunks at once.
+    assert [grid[2] for grid in looks.grids] == [3] * 6
     for account, message in zip(accounts, messages, strict=True):
         assert account.ideal_bits == pytest.approx(message.bits, rel=0.1)
     traffic = kernels.link.traffic
@@ -212,8 +222,8 @@ def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):
     assert kinds_of(given) == [form.INTRA, form.INTER, form.INTER]
     packed = pack_on(model, (None, alone), given, "Y", 8)
     assert packed[0] == packed[1]
-    # Three fields; of what two frames leave, the last one predicts with the first's.
-    assert len(searches.grids) == 3
+    # One field, then two; of what two frames leave, the last one predicts with the first's.
+    assert [grid[1:] for grid in searches.grids] == [(1, 1)] + [(1, 2)] * (1 + search.LAG)
     assert len(solutions.grids) == 2
 
 

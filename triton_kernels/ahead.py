@@ -382,14 +382,14 @@ def _lattice() -> None:
 
 
 def _search() -> None:
-    filters, hints = empty(torch.int32, 4, 8), empty(torch.int16, 135, 240, 2)
-    one, two = (picture.picture(empty(torch.int32, 1080, 1920), filters, 8) for _ in range(2))
+    filters, hints = empty(torch.int32, 4, 8), empty(torch.int16, 1, 135, 240, 2)
+    one, two = (picture.picture(empty(torch.int32, 1, HEIGHT, WIDTH), filters, 8) for _ in range(2))
     prices = search.Prices(
         empty(torch.float32, 2, search.RATES),
         empty(torch.float32, search.CONTEXTS, 2),
         empty(torch.float32, 10, 24),
     )
-    search.search(one, two, hints, prices, (two, hints))
+    search.search(one, two, hints, prices, two)
 
 
 CASES = [
@@ -469,7 +469,7 @@ def compile_launch(launch: Launch, target: str) -> Outcome:
             aligned = True
         else:
             signature[parameter.name] = "i32"
-            aligned = value % ALIGNMENT == 0
+            aligned = value % ALIGNMENT == 0 and not parameter.do_not_specialize
         if aligned:
             attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
     source = ASTSource(launch.kernel, signature, constants, attributes)

@@ -6,6 +6,7 @@ wait for the device. Ranges are promises, which each launcher states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,7 @@ def check(
     dtype: torch.dtype,
     shape: Sequence[int | None],
     device: torch.device | None = None,
+    apart: int = 0,
 ) -> Tensor:
     """Give a tensor back if it is contiguous and what it has to be.
 
@@ -37,6 +39,7 @@ def check(
         dtype: Its type.
         shape: Its sizes; None stands for any.
         device: Where it has to be; None for anywhere.
+        apart: How many of its leading sizes kernels step over with 64 bits.
 
     Raises:
         TypeError: Its type is another.
@@ -45,8 +48,9 @@ def check(
     _check_kind(name, tensor, dtype, shape, device)
     if not tensor.is_contiguous():
         raise ValueError(f"{name} is not contiguous")
-    if tensor.numel() > MAX_SPAN:
-        raise ValueError(f"{name} has {tensor.numel()} elements, more than {MAX_SPAN}")
+    span = math.prod(tensor.shape[apart:])
+    if span > MAX_SPAN:
+        raise ValueError(f"{name} has {span} elements, more than {MAX_SPAN}")
     return tensor
 
 

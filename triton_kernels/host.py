@@ -130,7 +130,7 @@ class Host:
 
         Args:
             tables: Those of the format: "sigmoid", "reciprocals", "logs", "weights", "costs",
-                "moves", "lengths", "rates", "bits", "magnitudes" and "constants"; see
+                "moves", "lengths", "rates", "bits", "magnitudes", "constants" and "cuts"; see
                 `session.Frozen`.
             nets: See `session.Model`.
             filters: Alike, int32.
@@ -153,13 +153,12 @@ class Host:
         there = {name: _tensor(table) for name, table in tables.items()}
         probabilities = mixture.tables(there["sigmoid"], there["reciprocals"], device)
         seen = features.tables(there["logs"], device)
-        names = "weights", "costs", "moves", "lengths", "rates", "bits", "magnitudes", "constants"
-        weights, costs, moves, lengths, *prices, constants = (
-            there[name].to(device) for name in names
-        )
+        names = "weights", "costs", "moves", "lengths", "constants", "cuts"
+        weights, costs, moves, lengths, constants, cuts = (there[name].to(device) for name in names)
+        prices = (there[name].to(device) for name in ("rates", "bits", "magnitudes"))
         return Frozen(
             probabilities, seen, linear.taps(device), weights, costs, moves, lengths,
-            search.Prices(*prices), constants,
+            search.Prices(*prices), constants, cuts,
         )  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def check_storage(planes: Tensor, place: Tensor) -> tuple[int, int, int]:
         ValueError: A shape, a device or a layout is another.
     """
     kind = planes.dtype if planes.dtype == torch.int16 else torch.int32
-    _, height, width = check("planes", planes.flatten(0, -3), kind, [None, None, None]).shape
+    _, height, width = check("planes", planes.flatten(0, -3), kind, [None] * 3, apart=1).shape
     check("place", place, torch.int32, [None], planes.device)
     return len(place), height, width
 

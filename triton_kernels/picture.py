@@ -1,11 +1,15 @@
 """The encoder's first looks for motion: quarter positions, and coarse vectors for each unit.
 
+Chunks go side by side, a frame of each: the last axis of every grid is the chunk. All pictures
+together may be more than 32 bits count, so where a chunk's begin is counted in 64.
+
 Nothing here decides what a decoder computes; but equal choices make equal archives, so every step
 is the CPU's, ties included: the first of the best wins, in the order of rows and columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +23,7 @@ MARGIN = 32
 UNIT = 16
 MIDDLE, COARSE = 2, 4
 REACH, SPAN, STARTS = 10, 7, 3
+LOOKS = 1 + STARTS + 4
 TILE = 256
 SEARCH_BITS = 8
 """Depth that the search looks at."""
@@ -28,12 +33,13 @@ LIMIT = 2047
 
 
 class Picture(NamedTuple):
-    """A luma plane's detail in all its quarter positions, and two small copies of the plane.
+    """The detail of luma planes in all quarter positions, and two small copies of each plane.
 
     Attributes:
-        phases: int16 [16, h, w], in eighths of a sample, MARGIN samples continued on each side.
-        middle: int16 [h / 2, w / 2]: means of 2 x 2 samples, in quarters.
-        coarse: int16 [h / 4, w / 4]: means of 4 x 4.
+        phases: int16 [chunks, 16, h, w], in eighths of a sample, MARGIN samples continued on each
+            side.
+        middle: int16 [chunks, h / 2, w / 2]: means of 2 x 2 samples, in quarters.
+        coarse: int16 [chunks, h / 4, w / 4]: means of 4 x 4.
     """
 
     phases: Tensor
@@ -44,6 +50,9 @@ class Picture(NamedTuple):
 @triton.jit
 def detail_kernel(luma, detail, height, width, drop, TILE: tl.constexpr):
     """One program makes twice the detail of TILE samples: less half the mean of four neighbors."""
+    begin = tl.program_id(1).to(tl.int64) * height * width
+    luma += begin
+    detail += begin
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
     known = at < height * width
     y, x = at // width, at % width
@@ -66,7 +75,9 @@ def interpolate_kernel(
     more samples, may stop short of the continued picture's own edge.
     """
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    phase = tl.program_id(1)
+    phase, chunk = tl.program_id(1), tl.program_id(2)
+    detail += chunk.to(tl.int64) * height * width
+    phases += (16 * chunk + phase).to(tl.int64) * tall * wide
     known = at < tall * wide
     tap = tl.arange(0, 8)[None, :]
     weight = tl.load(filters + phase % 4 * 8 + tap)
@@ -81,14 +92,14 @@ def interpolate_kernel(
         line = (tl.sum(weight * samples, 1) + 2) >> 2
         total += tl.load(filters + phase // 4 * 8 + i) * line
     value = tl.minimum(tl.maximum((total + 128) >> 8, -LIMIT), LIMIT)
-    tl.store(phases + phase.to(tl.int64) * tall * wide + at, value.to(tl.int16), known)
+    tl.store(phases + at, value.to(tl.int16), known)
 
 
 def picture(luma: Tensor, filters: Tensor, bits: int) -> Picture:
-    """Make a plane ready for the search.
+    """Make planes ready for the search.
 
     Args:
-        luma: int32 [H, W], centered.
+        luma: int32 [chunks, H, W], centered.
         filters: int32 [4, 8], a filter for each quarter of a sample.
         bits: Depth of the samples, 8..16.
 
@@ -96,18 +107,18 @@ def picture(luma: Tensor, filters: Tensor, bits: int) -> Picture:
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another, or the depth is out of range.
     """
-    height, width = check("luma", luma, torch.int32, [None, None]).shape
+    chunks, height, width = check("luma", luma, torch.int32, [None] * 3, apart=1).shape
     check("filters", filters, torch.int32, [4, 8], luma.device)
-    if not (height and width and SEARCH_BITS <= bits <= 16):
+    if not (chunks and height and width and SEARCH_BITS <= bits <= 16):
         raise ValueError(f"{height} x {width} samples of {bits} bits are no picture")
     drop = bits - SEARCH_BITS
     tall, wide = (-(-size // UNIT) * UNIT + 2 * MARGIN for size in (height, width))
     detail = torch.empty_like(luma)
-    detail_kernel[(triton.cdiv(height * width, TILE),)](
+    detail_kernel[(triton.cdiv(height * width, TILE), chunks)](
         luma, detail, height, width, drop, TILE=TILE, **EXACT
     )
-    phases = torch.empty((16, tall, wide), dtype=torch.int16, device=luma.device)
-    interpolate_kernel[(triton.cdiv(tall * wide, TILE), 16)](
+    phases = torch.empty((chunks, 16, tall, wide), dtype=torch.int16, device=luma.device)
+    interpolate_kernel[(triton.cdiv(tall * wide, TILE), 16, chunks)](
         detail, filters, phases, height, width, tall, wide,
         MARGIN=MARGIN, LIMIT=LIMIT, TILE=TILE, **EXACT,
     )  # fmt: skip
@@ -115,11 +126,26 @@ def picture(luma: Tensor, filters: Tensor, bits: int) -> Picture:
         torch.arange(-MARGIN, size - MARGIN, device=luma.device).clamp(0, most - 1)
         for size, most in ((tall, height), (wide, width))
     )
-    whole = (luma >> drop)[rows][:, columns]
-    folded = whole.view(tall // MIDDLE, MIDDLE, wide // MIDDLE, MIDDLE)
-    middle = folded.sum(dim=(1, 3), dtype=torch.int16)
-    folded = middle.view(tall // COARSE, 2, wide // COARSE, 2)
-    return Picture(phases, middle, folded.sum(dim=(1, 3), dtype=torch.int16) >> 2)
+    whole = (luma >> drop)[:, rows][:, :, columns]
+    folded = whole.view(chunks, tall // MIDDLE, MIDDLE, wide // MIDDLE, MIDDLE)
+    middle = folded.sum(dim=(2, 4), dtype=torch.int16)
+    folded = middle.view(chunks, tall // COARSE, 2, wide // COARSE, 2)
+    return Picture(phases, middle, folded.sum(dim=(2, 4), dtype=torch.int16) >> 2)
+
+
+def check_picture(name: str, one: Picture, like: Picture) -> tuple[int, int, int]:
+    """Check a picture; return of how many chunks it is, and the rows and columns of its phases.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A layout is another, or a shape or a device is not that of `like`.
+    """
+    chunks, _, tall, wide = like.phases.shape
+    shapes = [16, tall, wide], [tall // MIDDLE, wide // MIDDLE], [tall // COARSE, wide // COARSE]
+    for field, tensor, shape in zip(one._fields, one, shapes, strict=True):
+        every, apart = [chunks, *shape], len(shape) - 1
+        check(f"{name}.{field}", tensor, torch.int16, every, like.phases.device, apart)
+    return chunks, tall, wide
 
 
 @triton.jit
@@ -153,10 +179,13 @@ def note(starts, at, dy, dx):
 @triton.jit
 def coarse_kernel(
     current, reference, starts, tall, wide, units, MARGIN: tl.constexpr, REACH: tl.constexpr,
-    STARTS: tl.constexpr, TRIES: tl.constexpr,
+    LOOKS: tl.constexpr, TRIES: tl.constexpr,
 ):  # fmt: skip
     """One program finds a unit's vector by the area of 8 x 8 around it; see `first_looks`."""
-    i, j = tl.program_id(0), tl.program_id(1)
+    unit, chunk = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i, j = unit // units, unit % units
+    current += chunk * tall * wide
+    reference += chunk * tall * wide
     side: tl.constexpr = 2 * REACH + 1
     y, x = MARGIN + 4 * i - 2, MARGIN + 4 * j - 2
     n = tl.arange(0, TRIES)
@@ -167,18 +196,17 @@ def coarse_kernel(
     c, d = differences(current, reference, y + 4, x, v_in + 4, u_in, wide)
     total = a + b + c + d + 8 * (tl.abs(v - y) + tl.abs(u - x))
     _, best = first_least(tl.where(inside, total, 0x7FFFFFFF), n)
-    at = (i * units + j) * (2 * (1 + STARTS + 4))
+    at = (chunk * tl.num_programs(0) + unit) * LOOKS * 2
     tl.store(starts + at, (16 * (best // side - REACH)).to(tl.int16))
     tl.store(starts + at + 1, (16 * (best % side - REACH)).to(tl.int16))
 
 
 @triton.jit
-def middle_kernel(
-    current, reference, hints, starts, tall, wide, units, columns, MARGIN: tl.constexpr,
+def closer_looks(
+    current, reference, hints, starts, i, j, tall, wide, columns, MARGIN: tl.constexpr,
     SPAN: tl.constexpr, STARTS: tl.constexpr, TRIES: tl.constexpr,
 ):  # fmt: skip
-    """One program finds vectors for a unit and each of its blocks, around the hint."""
-    i, j = tl.program_id(0), tl.program_id(1)
+    """Find vectors for a unit and each of its blocks, around the hint, in middle pictures."""
     side: tl.constexpr = 2 * SPAN + 1
     far: tl.constexpr = 0x7FFFFFFF
     y, x = MARGIN + 8 * i, MARGIN + 8 * j
@@ -193,56 +221,49 @@ def middle_kernel(
     q0, q1 = differences(current, reference, y, x, v, u, wide)
     q2, q3 = differences(current, reference, y + 4, x, v + 4, u, wide)
     known = n < side * side
-    at = (i * units + j) * (2 * (1 + STARTS + 4))
     for k in tl.static_range(4):
         part = q0 if k == 0 else (q1 if k == 1 else (q2 if k == 2 else q3))
         _, best = first_least(tl.where(known, part + away, far), n)
-        at_k = at + 2 * (1 + STARTS + k)
-        note(starts, at_k, top + best // side - y, left + best % side - x)
+        note(starts, 2 * (1 + STARTS + k), top + best // side - y, left + best % side - x)
     score = tl.where(known, q0 + q1 + q2 + q3 + 5 * away, far)
     for m in tl.static_range(STARTS):
         _, best = first_least(score, n)
-        note(starts, at + 2 * (1 + m), top + best // side - y, left + best % side - x)
+        note(starts, 2 * (1 + m), top + best // side - y, left + best % side - x)
         # The next one is the best that is no neighbor.
         near = (tl.abs(a - best // side) <= 1) & (tl.abs(b - best % side) <= 1)
         score = tl.where(near, far, score)
 
 
-def first_looks(current: Picture, reference: Picture, hints: Tensor) -> Tensor:
+def first_looks(current: Picture, references: Sequence[Picture], hints: Tensor) -> Tensor:
     """Find vectors from which a search may start.
 
     Args:
-        current: The frame that is to be predicted.
-        reference: The frame that it is predicted from.
-        hints: int16 [rows, columns, 2], a vector for each block of 8 x 8 samples.
+        current: The frames that are to be predicted.
+        references: What each of them is predicted from.
+        hints: int16 [chunks, rows, columns, 2], a vector for each block of 8 x 8 samples.
 
     Returns:
-        int16 [rows of units, columns of units, 8, 2]: from the coarse pictures, three from the
-        middle ones, and one for each block of the unit.
+        int16 [references, chunks, rows of units, columns of units, LOOKS, 2]: the first of each
+        unit from the coarse pictures. The others, three of the middle ones and one for each block
+        of the unit, are `closer_looks`'s, and zero.
 
     Raises:
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another.
     """
-    _, tall, wide = check("phases", current.phases, torch.int16, [16, None, None]).shape
+    chunks, tall, wide = check_picture("current", current, current)
     device = current.phases.device
-    for name, one in (("current", current), ("reference", reference)):
-        shapes = [16, tall, wide], [tall // 2, wide // 2], [tall // 4, wide // 4]
-        for field, tensor, shape in zip(one._fields, one, shapes, strict=True):
-            check(f"{name}.{field}", tensor, torch.int16, shape, device)
-    rows, columns, _ = check("hints", hints, torch.int16, [None, None, 2], device).shape
+    shape = [chunks, None, None, 2]
+    _, rows, columns, _ = check("hints", hints, torch.int16, shape, device, apart=1).shape
     units = -(-rows // 2), -(-columns // 2)
     if (units[0] * UNIT + 2 * MARGIN, units[1] * UNIT + 2 * MARGIN) != (tall, wide):
         raise ValueError(f"hints of {rows} x {columns} blocks are not for {tall} x {wide} samples")
-    starts = torch.zeros((*units, 1 + STARTS + 4, 2), dtype=torch.int16, device=device)
-    coarse_kernel[units](
-        current.coarse, reference.coarse, starts, tall // COARSE, wide // COARSE, units[1],
-        MARGIN=MARGIN // COARSE, REACH=REACH, STARTS=STARTS,
-        TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2), num_warps=8, **EXACT,
-    )  # fmt: skip
-    middle_kernel[units](
-        current.middle, reference.middle, hints, starts, tall // MIDDLE, wide // MIDDLE,
-        units[1], columns, MARGIN=MARGIN // MIDDLE, SPAN=SPAN, STARTS=STARTS,
-        TRIES=triton.next_power_of_2((2 * SPAN + 1) ** 2), **EXACT,
-    )  # fmt: skip
+    starts = hints.new_zeros((len(references), chunks, *units, LOOKS, 2))
+    for reference, its in zip(references, starts, strict=True):
+        check_picture("reference", reference, current)
+        coarse_kernel[(units[0] * units[1], chunks)](
+            current.coarse, reference.coarse, its, tall // COARSE, wide // COARSE, units[1],
+            MARGIN=MARGIN // COARSE, REACH=REACH, LOOKS=LOOKS,
+            TRIES=triton.next_power_of_2((2 * REACH + 1) ** 2), num_warps=8, **EXACT,
+        )  # fmt: skip
     return starts

@@ -2,8 +2,10 @@
 
 What a vector costs depends on its neighbors above and to the left, so units go in slanting lines,
 each line a launch: unit (i, j) belongs to line j + 2 i, and all it looks at to lines before. One
-program owns one unit; the vectors it tries at once are the rows of its arrays, and the first of
-the best wins, as if they had been tried one after the other.
+program owns one unit of one chunk, so chunks share launches, whatever their number. The vectors it
+tries at once are the rows of its arrays, and the first of the best wins, as if they had been tried
+one after the other. Of a frame's first field a unit of the second one needs the units around it: it
+goes LAG lines behind, in the same launches.
 
 Bits are sums of float32 table entries in float64, added in the CPU's order; nothing is multiplied,
 so there is nothing to contract.
@@ -19,10 +21,21 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels.checks import EXACT, check
-from triton_kernels.picture import LIMIT, MARGIN, STARTS, Picture, first_looks
+from triton_kernels.picture import (
+    LIMIT,
+    LOOKS,
+    MARGIN,
+    SPAN,
+    STARTS,
+    Picture,
+    closer_looks,
+    first_looks,
+)
 
 MAX_VECTOR = 2047
 RATES = 1 << 16
+LAG = 3
+"""Lines between the two fields of a frame: a unit's hints are of those right of it and below."""
 
 # Contexts of decisions, as the format numbers them.
 _SPLIT = tl.constexpr(0)
@@ -265,14 +278,82 @@ def within(dy, dx):
 
 
 @triton.jit
+def double(field, doubled, i, j, rows, columns):
+    """Hand a unit's vectors on as hints for a reference that is twice as far away."""
+    k = tl.arange(0, 4)
+    r, c = i + k // 2, j + k % 2
+    known = (r < rows) & (c < columns)
+    at = 2 * (r * columns + c)
+    for part in tl.static_range(2):
+        twice = 2 * tl.load(field + at + part, known, other=0).to(tl.int32)
+        twice = tl.minimum(tl.maximum(twice, -_MOST), _MOST)
+        tl.store(doubled + at + part, twice.to(tl.int16), known)
+
+
+@triton.jit
+def want(current, phases, field, wanted, r, c, columns, tall, wide, margin, LIMIT: tl.constexpr):
+    """Find for a block what a second reference has to be: twice the frame less the first one."""
+    dy, dx = vector(field, r, c, columns)
+    y, x = margin + 8 * r, margin + 8 * c
+    plane, v, u = reached(phases, y, x, dy, dx, tall, wide)
+    inner = tl.arange(0, 8)[:, None] * wide + tl.arange(0, 8)[None, :]
+    first = tl.load(plane + v * wide + u + inner).to(tl.int32)
+    value = 2 * tl.load(current + y * wide + x + inner).to(tl.int32) - first
+    value = tl.minimum(tl.maximum(value, -LIMIT), LIMIT)
+    tl.store(wanted + y * wide + x + inner, value.to(tl.int16))
+
+
+@triton.jit(do_not_specialize=["line"])
 def search_kernel(
-    current, phases, hints, starts, rates, bits, magnitudes, field, first, line,
-    rows, columns, units, tall, wide,
+    wanted, own_middle, last_middle, older_middle, last, older, hints, starts, rates, bits,
+    magnitudes, fields, line, rows, columns, units, tall, wide,
+    MARGIN: tl.constexpr, SPAN: tl.constexpr, STARTS: tl.constexpr, LOOKS: tl.constexpr,
+    LIMIT: tl.constexpr, RATES: tl.constexpr, LAG: tl.constexpr, CLOSER: tl.constexpr,
+    TRIES: tl.constexpr,
+):  # fmt: skip
+    """One program chooses the vectors of one unit of a line in a reference; see `search`."""
+    chunk, second = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    line -= LAG * second
+    unit = tl.maximum(line - units + 2, 0) // 2 + tl.program_id(0)
+    if (2 * unit <= line) & (2 * unit < rows):
+        i, j = 2 * unit, 2 * (line - 2 * unit)
+        blocks, area = rows * columns * 2, tall.to(tl.int64) * wide
+        mine = second * tl.num_programs(1) + chunk
+        doubled = hints + (mine + tl.num_programs(1)) * blocks
+        hints += mine * blocks
+        field = fields + mine * blocks
+        starts += (mine * ((rows + 1) // 2) * units + unit * units + j // 2) * LOOKS * 2
+        current, phases, middle = wanted + mine * area, last, last_middle
+        if second > 0:
+            phases, middle = older, older_middle
+            for block in range(4):
+                r, c = i + block // 2, j + block % 2
+                if (r < rows) & (c < columns):
+                    want(
+                        wanted + chunk * area, last + chunk * 16 * area, fields + chunk * blocks,
+                        current, r, c, columns, tall, wide, MARGIN, LIMIT,
+                    )  # fmt: skip
+        phases += chunk * 16 * area
+        closer_looks(
+            own_middle + chunk * (area // 4), middle + chunk * (area // 4), hints, starts, unit,
+            j // 2, tall // 2, wide // 2, columns, MARGIN // 2, SPAN, STARTS, CLOSER,
+        )  # fmt: skip
+        # What one thread has stored, all of this program go on to read.
+        tl.debug_barrier()
+        choose_unit(
+            current, phases, hints, starts, rates + second * RATES, bits, magnitudes, field, i, j,
+            rows, columns, tall, wide, MARGIN, LOOKS, TRIES,
+        )  # fmt: skip
+        if second + 1 < tl.num_programs(2):
+            double(field, doubled, i, j, rows, columns)
+
+
+@triton.jit
+def choose_unit(
+    current, phases, hints, starts, rates, bits, magnitudes, field, i, j, rows, columns, tall, wide,
     MARGIN: tl.constexpr, LOOKS: tl.constexpr, TRIES: tl.constexpr,
 ):  # fmt: skip
-    """One program chooses the vectors of one unit of a line; see `search`."""
-    unit = first + tl.program_id(0)
-    i, j = 2 * unit, 2 * (line - 2 * unit)
+    """Give the blocks of a unit one vector, or one each where that takes fewer bits."""
     near = look_around(field, hints, i, j, columns, bits, 2)
     # Candidates: those around, none, three of the hints, the first looks.
     n = tl.arange(0, TRIES)
@@ -282,7 +363,7 @@ def search_kernel(
     hinted = (n >= 6) & (n < 9)
     looked = (n >= 9) & (n < 9 + LOOKS)
     source = hints + 2 * (below * columns + beside)
-    look = starts + 2 * ((unit * units + line - 2 * unit) * LOOKS + n - 9)
+    look = starts + 2 * (n - 9)
     dy = tl.load(source, hinted, other=0).to(tl.int32) + tl.load(look, looked, other=0)
     dx = tl.load(source + 1, hinted, other=0).to(tl.int32) + tl.load(look + 1, looked, other=0)
     for k in tl.static_range(5):
@@ -376,71 +457,50 @@ def choose_block(
     return best
 
 
-@triton.jit
-def wanted_kernel(
-    current, phases, field, out, columns, tall, wide, MARGIN: tl.constexpr, LIMIT: tl.constexpr
-):
-    """One program finds for a block what a second reference has to be; see `search`."""
-    i, j = tl.program_id(0), tl.program_id(1)
-    dy, dx = vector(field, i, j, columns)
-    y, x = MARGIN + 8 * i, MARGIN + 8 * j
-    plane, v, u = reached(phases, y, x, dy, dx, tall, wide)
-    inner = tl.arange(0, 8)[:, None] * wide + tl.arange(0, 8)[None, :]
-    first = tl.load(plane + v * wide + u + inner).to(tl.int32)
-    value = 2 * tl.load(current + y * wide + x + inner).to(tl.int32) - first
-    value = tl.minimum(tl.maximum(value, -LIMIT), LIMIT)
-    tl.store(out + y * wide + x + inner, value.to(tl.int16))
-
-
 def search(
     current: Picture,
-    reference: Picture,
+    last: Picture,
     hints: Tensor,
     prices: Prices,
-    beside: tuple[Picture, Tensor] | None = None,
+    older: Picture | None = None,
 ) -> Tensor:
-    """Choose a motion field.
+    """Choose motion fields against one reference, or against two of which the other is the older.
+
+    The second field is chosen by what the first one leaves of the frame, with twice its vectors for
+    hints.
 
     Args:
-        current: The frame that is to be predicted.
-        reference: The frame that it is predicted from, of the same shape.
-        hints: The field that the outcome will be coded with, int16 [rows, columns, 2].
-        prices: Of the model that it will be coded with.
-        beside: Another reference and its field, which predict the frame, too.
+        current: The frames that are to be predicted, one of each chunk.
+        last: The frames before.
+        hints: The fields that the first ones will be coded with, int16 [chunks, rows, columns, 2].
+        prices: Of the model that they will be coded with.
+        older: The frames before those.
 
     Returns:
-        int16 [rows, columns, 2], quarters of a luma sample, at most 2047 in magnitude.
+        int16 [1 or 2, chunks, rows, columns, 2], quarters of a luma sample, at most 2047 in
+        magnitude.
 
     Raises:
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another.
     """
-    device = hints.device
-    starts = first_looks(current, reference, hints)
+    device, references = hints.device, [last] if older is None else [last, older]
+    starts = first_looks(current, references, hints)
     check("rates", prices.rates, torch.float32, [2, RATES], device)
     check("bits", prices.bits, torch.float32, [CONTEXTS, 2], device)
     check("magnitudes", prices.magnitudes, torch.float32, [10, 24], device)
-    rows, columns, _ = hints.shape
-    size = current.phases.shape[1:]
-    wanted, rates = current.phases, prices.rates[0]
-    if beside is not None:
-        other, known = beside
-        check("beside", other.phases, torch.int16, list(current.phases.shape), device)
-        check("beside", known, torch.int16, [rows, columns, 2], device)
-        wanted, rates = current.phases[0].clone(), prices.rates[1]
-        wanted_kernel[(rows, columns)](
-            current.phases, other.phases, known, wanted, columns, *size,
-            MARGIN=MARGIN, LIMIT=LIMIT, **EXACT,
+    count, chunks, tall, wide = starts.shape[:4]
+    _, rows, columns, _ = hints.shape
+    size = current.phases.shape[2:]
+    # Those of the second field are found on the way.
+    wanted, given = hints.new_empty((count, chunks, *size)), hints.new_empty((count, *hints.shape))
+    wanted[0], given[0] = current.phases[:, 0], hints
+    fields = torch.zeros_like(given)
+    for line in range(wide + 2 * (tall - 1) + LAG * (count - 1)):
+        search_kernel[(min(tall, (wide + 1) // 2), chunks, count)](
+            wanted, current.middle, last.middle, references[-1].middle, last.phases,
+            references[-1].phases, given, starts, *prices, fields, line, rows, columns, wide, *size,
+            MARGIN=MARGIN, SPAN=SPAN, STARTS=STARTS, LOOKS=LOOKS, LIMIT=LIMIT, RATES=RATES, LAG=LAG,
+            CLOSER=triton.next_power_of_2((2 * SPAN + 1) ** 2), TRIES=32, **EXACT,
         )  # fmt: skip
-    tall, wide = starts.shape[:2]
-    field = torch.zeros_like(hints)
-    for line in range(wide + 2 * (tall - 1)):
-        first = max(0, -(-(line - wide + 1) // 2))
-        count = min(tall - 1, line // 2) - first + 1
-        if count > 0:
-            search_kernel[(count,)](
-                wanted, reference.phases, hints, starts, rates, *prices[1:], field, first, line,
-                rows, columns, wide, *size,
-                MARGIN=MARGIN, LOOKS=1 + STARTS + 4, TRIES=32, num_warps=8, **EXACT,
-            )  # fmt: skip
-    return field
+    return fields

@@ -34,7 +34,7 @@ from triton_kernels import (
     linear,
     mixture,
     motion,
-    picture,
+    plan,
     search,
 )
 from triton_kernels.flow import Flows
@@ -88,6 +88,7 @@ class Frozen(NamedTuple):
         lengths: int64 [1025], see `lengths`.
         prices: Of the search.
         constants: float64 [3], see `filters`.
+        cuts: int64 [3], see `plan.is_cut`.
     """
 
     probabilities: mixture.Tables
@@ -99,6 +100,7 @@ class Frozen(NamedTuple):
     lengths: Tensor
     prices: search.Prices
     constants: Tensor
+    cuts: Tensor
 
 
 class Model(NamedTuple):
@@ -191,29 +193,17 @@ class Session:
             one before, and which frames are cuts, int8 [chunks, frames]. The first frame of a
             chunk is one, and has no field; the second, and one that follows a cut, has no second.
         """
-        shape = self._chunks, self._frames
-        cuts = torch.ones(shape, dtype=torch.int8, device=self._device)
-        pictures: list[list[picture.Picture]] = []
-        for t in range(self._frames):
-            pictures.append([self._picture(chunk, t) for chunk in range(self._chunks)])
-            if t == 0:
-                continue
-            # A cut, and the first frame, leave no hint.
-            hints = self._fields[:, t - 1, 0] * (1 - cuts[:, t - 1, None, None, None])
-            pasts = self._pasts(pictures, t, 0)
-            self._search(pictures[t], pasts, t, 0, hints.to(torch.int16))
-            if t > 1:
-                first = self._fields[:, t, 0].to(torch.int32)
-                hints = (2 * first).clamp(-search.MOST, search.MOST)
-                older = self._pasts(pictures, t, 1)
-                self._search(pictures[t], older, t, 1, hints.to(torch.int16), pasts)
+        frozen, lit = self._frozen, {frame for _, frame in self._lit}
+        planner = plan.Planner(
+            self._planes[0][:, :, 0], self._bits, self._lights[:, :, :, 0], lit,
+            frozen.moves[::4].contiguous(), frozen.prices, frozen.cuts, self._fields,
+        )  # fmt: skip
+        for t in range(1, self._frames):
+            planner.search(t)
             jobs = self._jobs(range(self._chunks), [t] * self._chunks)
             moved = self._compensate(0, jobs, back=1, reference=0)
-            sums = lattice.cut_sums(self._planes[0], self._places(0, jobs), moved)
-            cuts[:, t] = is_cut(sums)
-            if t > 1:
-                pictures[t - 2].clear()
-        fields, found = self._link.fetch(self._fields, cuts)
+            planner.find_cuts(t, lattice.cut_sums(self._planes[0], self._places(0, jobs), moved))
+        fields, found = self._link.fetch(self._fields, planner.cuts)
         return fields, found
 
     def keep(
@@ -524,43 +514,3 @@ class Session:
             count = self._chunks * self._frames * part.planes * part.height * part.width
             self._planes.append(samples[begin : begin + count].view(shape))
             begin += count
-
-    def _picture(self, chunk: int, t: int) -> picture.Picture:
-        return self._look(self._planes[0][chunk, t, 0].to(torch.int32))
-
-    def _look(self, luma: Tensor) -> picture.Picture:
-        return picture.picture(luma, self._frozen.moves[::4].contiguous(), self._bits)
-
-    def _pasts(
-        self, pictures: list[list[picture.Picture]], t: int, reference: int
-    ) -> list[picture.Picture]:
-        """A reference of each chunk's frame, in the light of that."""
-        back, pasts = t - 1 - reference, list(pictures[t - 1 - reference])
-        low, high = self._parts[0].low, self._parts[0].high
-        for chunk in (chunk for chunk, frame in self._lit if frame == t):
-            luma = 4 * self._planes[0][chunk, back].to(torch.int32)
-            luma = light.adjust(luma, self._lights[chunk, t, reference, :1], low, high)[0]
-            pasts[chunk] = self._look((luma + 2) >> 2)
-        return pasts
-
-    def _search(
-        self,
-        owns: Sequence[picture.Picture],
-        pasts: Sequence[picture.Picture],
-        t: int,
-        reference: int,
-        hints: Tensor,
-        others: Sequence[picture.Picture] | None = None,
-    ) -> None:
-        """Search each chunk's frame in a reference, in `others` with the motion that is known."""
-        for chunk, (own, past) in enumerate(zip(owns, pasts, strict=True)):
-            beside = None if others is None else (others[chunk], self._fields[chunk, t, 0])
-            self._fields[chunk, t, reference] = search.search(
-                own, past, hints[chunk].contiguous(), self._frozen.prices, beside
-            )
-
-
-def is_cut(sums: Tensor) -> Tensor:
-    """Say by what `lattice.cut_sums` gives which frames are cuts; see `models.plan`."""
-    past, own, both = sums.unbind(1)
-    return (4 * past > 5 * own) & ((16 * both > 15 * own) | (past > 2 * own))

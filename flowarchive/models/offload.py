@@ -36,7 +36,7 @@ from flowarchive.lengths import log_table as length_table
 from flowarchive.models.form import Form, Front, Step, code_front, steps
 from flowarchive.models.light import Light, code_light
 from flowarchive.models.mixtures import weight_table
-from flowarchive.models.plan import Choice, choose
+from flowarchive.models.plan import CUT, FAR, LEFT, Choice, choose
 from flowarchive.models.together import Together
 
 Int32 = NDArray[np.int32]
@@ -58,6 +58,7 @@ def tables() -> dict[str, NDArray[Any]]:
         "bits": bits,
         "magnitudes": magnitudes,
         "constants": np.array(constants),
+        "cuts": np.array([CUT, LEFT, FAR], dtype=np.int64),
     }
 
 

@@ -20,9 +20,9 @@ Int32 = NDArray[np.int32]
 SEEN_FRAMES = 8  # of a chunk, to choose the shift by
 CALM = 5  # mean difference of neighbors, in sample steps, that networks still see whole
 SIGHT = 4  # one sample in so many may differ from the last frame's
-# A frame is cut where its past is so much farther than its own neighbors, and either leaves so much
-# of what it has over these, or is very far, as where a light flashes.
-CUT, LEFT, FAR = 1.25, 15 / 16, 2
+# A frame is cut where its past is so many sixteenths as far as its own neighbors, and either leaves
+# so many of what it has over these, or is very far, as where a light flashes.
+CUT, LEFT, FAR = 20, 15, 32
 
 
 class Choice(NamedTuple):
@@ -171,7 +171,8 @@ def _is_cut(luma: Int32, compensated: Int32) -> bool:
             own += abs(detail)
             past += abs(luma[y, x] - compensated[y, x] / 4)
             both += abs(detail - known / 2)
-    return past > CUT * own and (both > LEFT * own or past > FAR * own)
+    # Sums of 32nds, none of which is rounded.
+    return 16 * past > CUT * own and (16 * both > LEFT * own or 16 * past > FAR * own)
 
 
 @compiled

@@ -66,8 +66,6 @@ KINDS = {
     "detail_kernel": "search",
     "interpolate_kernel": "search",
     "coarse_kernel": "search",
-    "middle_kernel": "search",
-    "wanted_kernel": "search",
     "search_kernel": "search",
     "cut_kernel": "search",
     "push_kernel": "push",
@@ -170,12 +168,15 @@ class Counter:
         height: Of luma.
         width: Of luma.
         chunks: How many go together.
+        frames: Of each of them, three or more.
 
     Attributes:
         link: What would have travelled.
     """
 
-    def __init__(self, model: VideoModel, height: int, width: int, chunks: int = 1) -> None:
+    def __init__(
+        self, model: VideoModel, height: int, width: int, chunks: int = 1, frames: int = 3
+    ) -> None:
         host = Host(ahead.META)
         host.link = self.link = _NoLink(ahead.META)
         small = -(-height // 2), -(-width // 2)
@@ -184,18 +185,19 @@ class Counter:
         self._chunks = range(chunks)
         model.use(host)  # type: ignore[arg-type]
         assert model._device is not None
-        self.session = model._device._session([self._frame] * 3, chunks, self._form)
+        self.session = model._device._session([self._frame] * frames, chunks, self._form)
         assert isinstance(self.session, Session)
         model.use(None)
 
     def give(self) -> Step:
         """Send planes."""
         kind = np.int16
-        samples = len(self._chunks) * 3 * sum(h * w for h, w in self.shapes)
+        frames = len(self._chunks) * self.session._frames
+        samples = frames * sum(h * w for h, w in self.shapes)
         return self._record(lambda: self.session.give(np.zeros(samples, dtype=kind), []))
 
     def plan(self) -> Step:
-        """Search motion for two frames, three fields."""
+        """Search the motion of all frames: of the second one field, of those after it two."""
         return self._record(self.session.plan)
 
     def intra(self) -> Step:
@@ -282,13 +284,22 @@ def busy_seconds(step: Step, gpu: Gpu) -> float:
     return sum(max(one.issued / gpu.products, one.bytes / gpu.bytes) for one in works)
 
 
-def print_search(search: Step, inter: Step, chunks: int) -> None:
-    """What bounds packing: the search of two fields a frame, chunk by chunk. `search` has three."""
-    fields = search.work["search"].launches / 3
-    print(f"\nThe encoder's search takes {fields:.0f} launches a field more, two fields a frame:")
+def search_launches(model: VideoModel, height: int, width: int, chunks: int) -> int:
+    """What an encoder launches for the two fields of one more frame, torch's copies included."""
+    counts = []
+    for frames in (3, 4):
+        counter = Counter(model, height, width, chunks, frames)
+        counter.give()
+        counts.append(counter.plan().launches)
+    return counts[1] - counts[0]
+
+
+def print_search(search: int, inter: Step, chunks: int) -> None:
+    """What bounds packing: an inter frame, and the launches of its search."""
+    print(f"\nThe encoder's search takes {search} launches a frame more, {chunks} chunks or one:")
     for gpu in GPUS:
         for many in (1, chunks):
-            launches = inter.launches / many + 2 * fields
+            launches = (inter.launches + search) / many
             total = busy_seconds(inter, gpu) + launches * LAUNCH_SECONDS
             print(
                 f"  {gpu.name.split(' (')[0]}, {many} chunks at a launch: packs at most "
@@ -390,7 +401,7 @@ def main() -> None:
     inter = counter.inter()
     print_step("inter frame", inter, MOST)
     print_step("intra frame", counter.intra(), MOST)
-    print_search(counter.plan(), inter, MOST)
+    print_search(search_launches(model, height, width, MOST), inter, MOST)
     print_rows(samples)
     if sys.argv[1:]:
         print_vectors(Path(sys.argv[1]), samples)
