@@ -432,36 +432,34 @@ class Popper:
         support: mixture.Support,
         steering: Steering,
     ) -> Tensor:
-        """Pop a phase; see `End`."""
+        """Pop a phase; see `End`. Both ways are gone, each with the messages that go it."""
         chunks, (flow, grid, states) = [chunk for chunk, _ in jobs], steering
-        # Who does not take part pops half a symbol of two: nothing.
         turn = _turn(self._numbers, chunks)
-        taking = turn.diff()[:, None].int()
-        ways = (self.messages.head[:, :1] & 1).int()
-        self.messages = rans.pop(self.messages, ways * taking, 2 - taking, 1)
-        found = ways.flatten().tolist()
-        count, planes = mixtures[0].shape[0] // len(chunks), len(states) // len(chunks)
-        symbols = torch.empty((len(chunks), count), dtype=torch.int32, device=states.device)
-        for way in range(2):
-            own = [n for n, chunk in enumerate(chunks) if found[chunk] == way]
-            if not own:
-                continue
-            all_of_them = len(own) == len(chunks)
-            at = slice(None) if all_of_them else torch.tensor(own, device=states.device)
-            turn = _turn(self._numbers, [chunks[n] for n in own])
-            mean, scale, weight = (
-                values.unflatten(0, (len(chunks), count))[at].flatten(0, 1) for values in mixtures
-            )
-            if way:
-                context = flow.context(states.unflatten(0, (len(chunks), planes))[at].flatten(0, 1))
-                popped = flow.pop(
-                    self.messages, self.lowest, (mean, scale, weight), support, self._tables, turn,
-                    grid, context, (len(own), planes, *states.shape[1:3]),
-                )  # fmt: skip
-            else:
-                popped = self._pop(turn, len(own), (mean, scale, weight), support)
-            symbols[at] = popped.view(len(own), count)
-        return symbols.view(-1)
+        # Who does not take part pops half a symbol of two: nothing.
+        taking = turn.diff().int()
+        way = (self.messages.head[:, 0] & 1).int() * taking
+        messages = rans.pop(self.messages, way[:, None], 2 - taking[:, None], 1)
+        goes = way > 0
+        # Whose size is -1 is left alone.
+        by_flow = messages.forked()._replace(size=torch.where(goes, messages.size, -1))
+        lowest = self.lowest.clone()
+        planes, rows, columns = states.shape[:3]
+        popped = flow.pop(
+            by_flow, lowest, mixtures, support, self._tables, turn, grid, flow.context(states),
+            (len(chunks), planes // len(chunks), rows, columns),
+        )  # fmt: skip
+        self.messages = messages._replace(size=torch.where(goes, -1, messages.size))
+        plain = self._pop(turn, len(chunks), mixtures, support)
+        self.messages = Messages(
+            torch.where(goes[:, None], by_flow.head, self.messages.head),
+            messages.tail,
+            torch.where(goes, by_flow.size, self.messages.size),
+        )
+        self.lowest = torch.where(goes, lowest, self.lowest)
+        if len(chunks) < len(goes):
+            goes = torch.cat([goes[chunk : chunk + 1] for chunk in chunks])
+        both = popped.view(len(chunks), -1), plain.view(len(chunks), -1)
+        return torch.where(goes[:, None], *both).view(-1)
 
     def reserve(self, words: int) -> None:
         """Make room for words that flows push; the largest message has room for so many more."""
