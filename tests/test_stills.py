@@ -19,7 +19,7 @@ from triton_kernels import coupling, rans, squeezed
 from triton_kernels import stills as sessions
 from triton_kernels.link import Traffic
 
-LANES = 4
+LANES = 64
 SMALL = {**RUNGS["rezero"], "width": 3, "couplings": 3}
 
 

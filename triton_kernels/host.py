@@ -191,9 +191,9 @@ class Host:
         self, mean: NDArray[Any], scale: NDArray[Any], weight: NDArray[Any]
     ) -> squeezed.Distributions:
         # No depth brings an index from outside into the table's range.
-        within = np.clip(scale, -64, 191)
-        mean, scale, weight = (_tensor(a).to(self.link.device) for a in (mean, within, weight))
-        return mean, scale, weight
+        arrays = mean, np.clip(scale, -64, 191), weight
+        first, second, third = (_tensor(array).to(self.link.device) for array in arrays)
+        return first, second, third
 
     def session(
         self,

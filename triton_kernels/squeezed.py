@@ -70,7 +70,7 @@ def see_kernel(
 
 @triton.jit
 def real_samples(real, height, width, BLOCK: tl.constexpr):
-    """BLOCK real samples of a channel: their pixels, their places in a message, which there are."""
+    """BLOCK real samples of a channel: their pixels, their places, and which of them there are."""
     channel, i_n = tl.program_id(1), tl.program_id(2)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows, columns = tl.load(real + 3 * channel), tl.load(real + 3 * channel + 1)
@@ -493,7 +493,7 @@ def _couple(
 def _distribution(
     level: Level, kept: Tensor, context: Tensor | None, grid: Grid, shift: int
 ) -> Distributions:
-    """Make the distributions of a latent; at the top `kept` only tells how many planes there are."""
+    """Make the distributions of a latent; at the top `kept` only says how many planes it has."""
     if isinstance(level.prior, Conditioner):
         seen, made = level.prior.see(kept, (0, 1), context, shift)
         size = (*kept.shape[:3], level.prior.dense.weight.shape[1])

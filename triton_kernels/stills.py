@@ -12,6 +12,7 @@ packed, whatever frames and chunks they are of; when they are unpacked, a plane 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,10 +130,10 @@ class Stills:
         begin, count, precision = table.unbind(1)
         ideal = precision * count - (logs[begin + count] - logs[begin])
         ideal = ideal.view(self._chunks, self._frames, -1).sum(2)
-        heads, sizes, lengths = self._link.fetch(messages.head, messages.size, ideal)
-        (tails,) = self._link.fetch(messages.tail[:, : max(int(sizes.max()), 1)])
-        live = [row[:n].view(np.uint32) for row, n in zip(tails, sizes, strict=True)]
-        return heads.view(np.uint64), live, lengths
+        left, live, lengths = self._link.fetch(messages.head, messages.size, ideal)
+        (rows,) = self._link.fetch(messages.tail[:, : max(int(live.max()), 1)])
+        kept = [row[:n].view(np.uint32) for row, n in zip(rows, live, strict=True)]
+        return left.view(np.uint64), kept, lengths
 
     def pop(
         self,
@@ -159,18 +160,18 @@ class Stills:
         messages = rans.Messages(heads, tails, sizes)
         numbers = torch.arange(self._chunks + 1, device=self._link.device)
 
-        def read(part: Part, distributions: Distributions) -> Tensor:
+        def read(support: mixture.Support, distributions: Distributions) -> Tensor:
             nonlocal messages
             bounds = numbers * (len(distributions[0]) // self._chunks)
             symbols, messages = rans.pop_symbols(
-                messages, *distributions, bounds, part.support, self._tables
+                messages, *distributions, bounds, support, self._tables
             )
             return symbols
 
         for frame in range(self._frames):
             for index, part in enumerate(self._parts):
                 x = self._flows[index].inverse(
-                    lambda found, part=part: read(part, found),
+                    partial(read, part.support),
                     (self._chunks, *self._padded(index), part.planes),
                     self._context(index, slice(frame, None, self._frames)),
                     self._grids[index],
@@ -178,8 +179,8 @@ class Stills:
                 )
                 real = x[:, : part.height, : part.width].permute(0, 3, 1, 2)
                 self._planes[index][:, frame] = real
-        heads, sizes, *found = self._link.fetch(messages.head, messages.size, *self._planes)
-        return heads.view(np.uint64), sizes, found
+        left, live, *found = self._link.fetch(messages.head, messages.size, *self._planes)
+        return left.view(np.uint64), live, found
 
     @property
     def _shift(self) -> int:

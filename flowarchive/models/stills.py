@@ -20,7 +20,7 @@ from flowarchive.entropy import sigmoid_table
 from flowarchive.entropy.cumulative import RECIPROCALS
 from flowarchive.errors import MessageExhausted
 from flowarchive.exact import IntConv2d, IntGroupNorm
-from flowarchive.flows.integer import Conditioner, IntegerFlow, IntMixture, Level
+from flowarchive.flows.integer import Conditioner, IntegerFlow, IntMixture, Level, Prior
 from flowarchive.models.together import MOST, Together
 
 MOST_WEIGHT = (1 << 15) - 129
@@ -190,12 +190,16 @@ def _level(level: Level) -> tuple[list[Any], Any]:
     couplings = [_conditioner(step.conditioner) for step in level.steps]
     if isinstance(prior, IntMixture):
         return couplings, tuple(p.numpy() for p in (prior.mean, prior.scale, prior.weight))
+    assert isinstance(prior, Prior)
     return couplings, _conditioner(prior.conditioner)
 
 
 def _conditioner(network: Conditioner) -> tuple[list[Any], list[Any], list[Any]]:
     heads = [[_layer(one) for one in part.values()] for part in (network.linear, network.dense)]
-    layers = [[_layer(m) for m in layer if isinstance(m, IntConv2d)] for layer in network.layers]
+    layers = [
+        [_layer(one) for one in layer.modules() if isinstance(one, IntConv2d)]
+        for layer in network.layers
+    ]
     return layers, heads[0], heads[1]
 
 
