@@ -284,10 +284,10 @@ class Conditioner:
         self._layers, self.linear, self.dense = layers, linear, dense
         self._made = dense.weight.shape[3]
 
-    def see(
+    def look(
         self, x: Tensor, quarters: Sequence[int], context: Tensor | None, shift: int
     ) -> tuple[Tensor, Tensor]:
-        """Return what the linear head and the dense one see; see `see` for what is given."""
+        """Return what the linear head and the dense one see, of what `see` takes."""
         inputs = self.linear.weight.shape[3]
         both = torch.empty((*x.shape[:3], inputs + self._made), dtype=torch.int8, device=x.device)
         see(x, quarters, context, shift, both[..., :inputs])
@@ -482,7 +482,7 @@ def _couple(
 ) -> None:
     """Move a quarter of the channels by what a network says of the others, in place."""
     quarter, others = turn
-    seen, made = coupling.see(x, others, context, shift)
+    seen, made = coupling.look(x, others, context, shift)
     linear = torch.empty((*x.shape[:3], x.shape[3] // 4), dtype=torch.int16, device=x.device)
     convolve(seen, coupling.linear, linear)
     moved = x.chunk(4, 3)[quarter]
@@ -495,7 +495,7 @@ def _distribution(
 ) -> Distributions:
     """Make the distributions of a latent; at the top `kept` only says how many planes it has."""
     if isinstance(level.prior, Conditioner):
-        seen, made = level.prior.see(kept, (0, 1), context, shift)
+        seen, made = level.prior.look(kept, (0, 1), context, shift)
         size = (*kept.shape[:3], level.prior.dense.weight.shape[1])
         linear, dense = (torch.empty(size, dtype=torch.int16, device=kept.device) for _ in range(2))
         convolve(seen, level.prior.linear, linear)

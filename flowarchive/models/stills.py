@@ -53,7 +53,7 @@ class Device:
 
     def __init__(self, kernels: Kernels, flows: tuple[IntegerFlow, IntegerFlow]) -> None:
         self._kernels, self._together = kernels, Together()
-        self._widest = [flow.config.widest for flow in flows]
+        self._configs = [flow.config for flow in flows]
         luma, chroma = (
             kernels.integer_flow(
                 [_level(level) for level in flow.scales], flow.config.inverse_permutation
@@ -64,10 +64,13 @@ class Device:
 
     def holds(self, parts: Sequence[Part]) -> bool:
         """Whether kernels can take frames of this size; the CPU has those that they cannot."""
-        return all(
-            MOST * (part[1] + 255) * (part[2] + 255) // 4 * self._widest[part[-1]] <= MOST_BYTES
-            for part in parts
-        )
+        for _, height, width, *_, chroma in parts:
+            config = self._configs[chroma]
+            side = config.multiple
+            positions = -(-height // side) * -(-width // side) * side * side // 4
+            if MOST * positions * config.widest > MOST_BYTES:
+                return False
+        return True
 
     def push_frames(
         self,
