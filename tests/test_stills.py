@@ -124,9 +124,11 @@ def test_chunks_go_together(model, kernels, monkeypatch):
     assert set(pops.grids) == {(2,)}
 
 
-@pytest.mark.parametrize("bits", [12, 13])
-def test_bits_of_nobody_are_the_cpus(model, kernels, bits):
-    """Noise that no encoder has written becomes samples outside their range, the same ones."""
+@pytest.mark.parametrize("bits", [12, 15])
+def test_bits_that_no_encoder_has_written(kernels, bits):
+    """Noise under a prior that takes any symbol: samples far outside their range, the CPU's."""
+    model = make_model(5, **RUNGS["idf"], width=2, levels=1, couplings=1)
+    model.luma.levels[0].prior.scale.fill_(191)
     random = np.random.default_rng(bits)
     heads = random.integers(1 << 31, 1 << 63, LANES, dtype=np.uint64).astype("<u8").tobytes()
     data = heads + random.bytes(4 * 200)
@@ -138,6 +140,7 @@ def test_bits_of_nobody_are_the_cpus(model, kernels, bits):
         left.append(message.to_bytes())
     assert_same(*found)
     assert left[0] == left[1]
+    assert np.abs(found[0][0].luma).max() > 5 << (bits - 2)
 
 
 def test_a_message_that_is_too_short_stays_what_it_is(model, kernels):
@@ -149,7 +152,8 @@ def test_a_message_that_is_too_short_stays_what_it_is(model, kernels):
 
 
 def test_frames_that_are_too_large_are_the_cpus(model, kernels, monkeypatch):
-    monkeypatch.setattr(stills, "MOST_BYTES", 1 << 19)
+    """Of 8x8 samples, padded, eight chunks' networks see 6 bytes at every fourth."""
+    monkeypatch.setattr(stills, "MOST_BYTES", 8 * 16 * 6 - 1)
     pushes = Runs(monkeypatch, rans, "push_kernel")
     given = frames([(5, 6)], "Y", 8, 1)
     model.use(kernels)
@@ -157,6 +161,8 @@ def test_frames_that_are_too_large_are_the_cpus(model, kernels, monkeypatch):
     model.push_frames(message, given, "Y", 8)
     assert_same(list(model.pop_frames(message, 1, [(5, 6)], "Y", 8)), given)
     assert not pushes.grids
+    monkeypatch.setattr(stills, "MOST_BYTES", 8 * 16 * 6)
+    assert model._device.holds(model._shapes(given[0], 8))
 
 
 def stored(model: IdfModel, kernels: Any, monkeypatch: Any) -> store.StoredModel:
