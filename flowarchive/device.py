@@ -63,6 +63,16 @@ class Session(Protocol):
         """Code frames that are predicted from the past."""
 
 
+class StillSession(Protocol):
+    """Chunks of single frames on a device; see `triton_kernels.stills.Stills`."""
+
+    def push(self, samples: Any, head: Any, size: Any, words: Any) -> tuple[Any, Any, Any]:
+        """Push all frames; return heads, words and code lengths."""
+
+    def pop(self, head: Any, size: Any, words: Any) -> tuple[Any, Any, Any]:
+        """Pop all frames; return heads, sizes and planes."""
+
+
 class Kernels(Protocol):
     """What a device offers; see `triton_kernels.host.Host`.
 
@@ -98,6 +108,23 @@ class Kernels(Protocol):
         flows: Any = None,
     ) -> Session:
         """Begin a walk through some chunks."""
+
+    def integer_flow(self, levels: Sequence[Any], permutes_back: bool) -> Any:
+        """Send an integer flow to the device; `still_session` and `answer` take it."""
+
+    def answer(self, flow: Any, samples: Any, context: Any) -> Any:
+        """Return what an integer flow makes of planes."""
+
+    def still_session(
+        self,
+        tables: dict[str, Any],
+        flows: tuple[Any, Any],
+        parts: Sequence[tuple[Any, ...]],
+        chunks: int,
+        frames: int,
+        bits: int,
+    ) -> StillSession:
+        """Begin to code some chunks of single frames."""
 
 
 def select(name: str) -> Kernels | None:

@@ -47,6 +47,7 @@ from triton_kernels import (
     picture,
     rans,
     search,
+    squeezed,
     uniform,
 )
 
@@ -79,7 +80,7 @@ HEIGHT, WIDTH = 1080, 1920
 
 MODULES: list[ModuleType] = [
     convolution, correction, coupling, dequantize, features, filters, heads, lattice, lengths,
-    linear, maps, mixture, motion, picture, rans, search, uniform,
+    linear, maps, mixture, motion, picture, rans, search, squeezed, uniform,
 ]  # fmt: skip
 """Those that have kernels."""
 
@@ -199,6 +200,15 @@ def _couple() -> None:
     moved = _pixels(8, torch.int32)
     linear = _pixels(8, torch.int16)
     coupling.couple(_pixels(64), _layer(8, 64, 1, wide=True), moved, moved, 8, linear=linear)
+
+
+def _couple_masked() -> None:
+    level, linear = _pixels(8, torch.int32), _pixels(2, torch.int16)
+    moved, mask = level[..., 4:6], _pixels(8)[..., 4:6]
+    coupling.couple(
+        _pixels(42)[..., 10:26], _layer(2, 16, 1, wide=True), moved, moved, 8,
+        linear=linear, mask=mask,
+    )  # fmt: skip
 
 
 def _words(count: int) -> Tensor:
@@ -392,6 +402,17 @@ def _search() -> None:
     search.search(one, two, hints, prices, two)
 
 
+def _squeezed(channels: int) -> None:
+    """What a level of an integer flow launches around its networks."""
+    x, kept = _pixels(channels, torch.int32), channels // 2
+    context = _pixels(4)
+    squeezed.see(x, (0, 1, 2), context, 0, _pixels(3 * channels // 4 + 4))
+    grid = squeezed.Grid(None, empty(torch.int32, kept, 3), 540 * 960, 540 * 960 * kept)
+    squeezed.take(x[..., kept:], grid)
+    said = _pixels(channels, torch.int16)
+    squeezed.foretell(said, said, grid, 0)
+
+
 CASES = [
     Case("conv 3x3 16>64", lambda: _convolve(64, 16, 3), multiplies=True),
     Case("conv 3x3 64>64 +", lambda: _convolve(64, 64, 3, add=True), multiplies=True),
@@ -409,7 +430,12 @@ CASES = [
         "depthwise 3x3 64",
         lambda: convolution.convolve_depthwise(_pixels(64), _layer(64, 1, 3), _pixels(64)),
     ),
+    Case("squeezed 1x1 3>16", lambda: _convolve(16, 3, 1), multiplies=True),
+    Case("squeezed 3x3 16>16", lambda: _convolve(16, 16, 3), multiplies=True),
+    Case("squeezed 3x3 10>2, 16 bits", lambda: _convolve(2, 10, 3, wide=True), multiplies=True),
     Case("couple 1x1 64>8", _couple, multiplies=True),
+    Case("couple 1x1 16>2, masked", _couple_masked, multiplies=True),
+    Case("squeezed", lambda: _squeezed(8)),
     Case("intervals, K 4", lambda: _intervals(4)),
     Case("intervals, K 5", lambda: _intervals(5)),
     Case("push, 64 lanes", lambda: _push(64)),

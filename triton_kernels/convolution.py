@@ -302,7 +302,7 @@ def convolve(
 
 
 def convolve_depthwise(x: Tensor, layer: Layer, y: Tensor) -> Tensor:
-    """Convolve every channel with its own kernel.
+    """Convolve every channel with its own kernel; no model has such a layer yet.
 
     Args:
         x: Activations, int8 [N, h, w, C].

@@ -2,8 +2,6 @@
 
 The network's last layer does it in passing: moved + t, t a rounded translation.
 
-No walk launches it yet; see docs/kernels.md.
-
 References:
     van den Berg et al., "IDF++", 2020, arXiv:2006.12459.
 """

@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton import knobs
 
-from triton_kernels import features, flow, linear, maps, mixture, search
+from triton_kernels import (
+    convolution,
+    features,
+    flow,
+    linear,
+    maps,
+    mixture,
+    search,
+    squeezed,
+    stills,
+)
 from triton_kernels.link import Link
 from triton_kernels.network import Network
 from triton_kernels.session import Frozen, Model, Part, Session
@@ -58,6 +68,7 @@ class Host:
         self.name = "Triton's interpreter" if interpreted() else find() or ""
         self.link = Link(device or torch.device("cpu" if interpreted() else "cuda"))
         self._frozen: Frozen | None = None
+        self._probabilities: mixture.Tables | None = None
 
     def network(
         self, layers: Mapping[str, Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]]
@@ -115,6 +126,82 @@ class Host:
         }
         return flow.Flows(levels, made, grids)
 
+    def integer_flow(
+        self, levels: Sequence[tuple[Sequence[Any], Sequence[Any]]], permutes_back: bool
+    ) -> squeezed.Flow:
+        """Send an integer flow to the device.
+
+        Args:
+            levels: Of each its couplings' networks, and its prior's, or the mean, scale and weight
+                of its mixtures. A network is its dense layers, two convolutions each, and those of
+                its heads that see the inputs and that see what the layers have made.
+            permutes_back: See `squeezed.Flow`.
+        """
+        made = []
+        for couplings, prior in levels:
+            networks = [self._conditioner(*network) for network in couplings]
+            is_network = isinstance(prior[0], Sequence)
+            made.append(
+                squeezed.Level(
+                    networks, self._conditioner(*prior) if is_network else self._mixtures(*prior)
+                )
+            )
+        return squeezed.Flow(made, permutes_back)
+
+    def still_session(
+        self,
+        tables: Mapping[str, NDArray[Any]],
+        flows: tuple[squeezed.Flow, squeezed.Flow],
+        parts: Sequence[tuple[Any, ...]],
+        chunks: int,
+        frames: int,
+        bits: int,
+    ) -> stills.Stills:
+        """Begin to code some chunks of single frames.
+
+        Args:
+            tables: Those of the format: "sigmoid" and "reciprocals".
+            flows: From `integer_flow`, of luma and of chroma.
+            parts: Of a frame, what `stills.Part` has.
+            chunks: How many.
+            frames: Of each chunk.
+            bits: Depth of the samples.
+        """
+        if self._probabilities is None:
+            self._probabilities = self._send_tables(tables)
+        every = [stills.Part(*part) for part in parts]
+        return stills.Stills(self.link, self._probabilities, flows, every, chunks, frames, bits)
+
+    def answer(
+        self, flow: squeezed.Flow, samples: NDArray[np.int32], context: NDArray[np.int8] | None
+    ) -> list[list[NDArray[np.int32]]]:
+        """Return what an integer flow makes of planes; see `stills.answer`."""
+        return stills.answer(self.link, flow, samples, context)
+
+    def _conditioner(
+        self, layers: Sequence[Sequence[Arrays]], linear: Sequence[Arrays], dense: Sequence[Arrays]
+    ) -> squeezed.Conditioner:
+        device, most = self.link.device, convolution.LIMIT - 1
+        packed = [
+            [convolution.pack(*_layer(one), (0, 127), device) for one in layer] for layer in layers
+        ]
+        heads = []
+        for group in (linear, dense):
+            # Heads side by side see the same: one layer of all their outputs.
+            weight, bias, shift = (
+                torch.cat([_tensor(layer[n]) for layer in group]) for n in range(3)
+            )
+            heads.append(convolution.pack(weight, bias, shift, (-most - 1, most), device))
+        return squeezed.Conditioner([(first, second) for first, second in packed], *heads)
+
+    def _mixtures(
+        self, mean: NDArray[Any], scale: NDArray[Any], weight: NDArray[Any]
+    ) -> squeezed.Distributions:
+        # No depth brings an index from outside into the table's range.
+        arrays = mean, np.clip(scale, -64, 191), weight
+        first, second, third = (_tensor(array).to(self.link.device) for array in arrays)
+        return first, second, third
+
     def session(
         self,
         tables: Mapping[str, NDArray[Any]],
@@ -148,10 +235,15 @@ class Host:
         every = [Part(*part) for part in parts]
         return Session(self.link, self._frozen, model, every, chunks, frames, bits)
 
+    def _send_tables(self, tables: Mapping[str, NDArray[Any]]) -> mixture.Tables:
+        """Send the tables of the entropy model."""
+        sigmoid, reciprocals = (_tensor(tables[name]) for name in ("sigmoid", "reciprocals"))
+        return mixture.tables(sigmoid, reciprocals, self.link.device)
+
     def _freeze(self, tables: Mapping[str, NDArray[Any]]) -> Frozen:
         device = self.link.device
         there = {name: _tensor(table) for name, table in tables.items()}
-        probabilities = mixture.tables(there["sigmoid"], there["reciprocals"], device)
+        probabilities = self._send_tables(tables)
         seen = features.tables(there["logs"], device)
         names = "weights", "costs", "moves", "lengths", "constants", "cuts"
         weights, costs, moves, lengths, constants, cuts = (there[name].to(device) for name in names)

@@ -97,6 +97,11 @@ class FlowConfig:
         return 1 << self.levels
 
     @property
+    def widest(self) -> int:
+        """The most channels that a network holds side by side, inputs and what layers made."""
+        return 3 * self.channels + 4 * self.context + self.depth * self.width
+
+    @property
     def moves(self) -> int:
         """How many couplings can move one sample."""
         return self.levels * -(-self.couplings // 4)

@@ -8,7 +8,7 @@ first. Push is pop read from bottom to top.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from flowarchive.exact import ACTIVATION_MAX, ACTIVATION_MIN
 from flowarchive.flows.integer import FlowConfig, IntegerFlow, Latent
 from flowarchive.flows.phases import Layout, Tensors
 from flowarchive.models.answer import noise
+from flowarchive.models.stills import Device, Part, has_kernels
 
 Int32 = NDArray[np.int32]
 
@@ -41,7 +42,6 @@ class IdfModel(nn.Module):
     """
 
     has_memory = False
-    has_kernels = False
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -51,6 +51,12 @@ class IdfModel(nn.Module):
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's config is malformed: {error}") from error
         self.luma, self.chroma = IntegerFlow(luma), IntegerFlow(chroma)
+        self._device: Device | None = None
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether a device can do its hot operations; see `models.Model`."""
+        return has_kernels(self.luma) and has_kernels(self.chroma)
 
     @classmethod
     def _hollow(cls, config: dict[str, Any]) -> IdfModel:
@@ -95,7 +101,8 @@ class IdfModel(nn.Module):
         return bits, samples
 
     def use(self, kernels: Kernels | None) -> None:
-        """Stay on the CPU; see `models.Model`."""
+        """Have a device do the hot operations from now on; None for the CPU."""
+        self._device = None if kernels is None else Device(kernels, (self.luma, self.chroma))
 
     def for_rehearsal(self) -> IdfModel:
         """Return the model; see `models.Model`."""
@@ -117,6 +124,10 @@ class IdfModel(nn.Module):
         threads: int = 1,
     ) -> Account:
         """Push a chunk's frames, each on its own; see `models.Model`."""
+        if self._device:
+            parts = self._shapes(frames[0], bits)
+            if self._device.holds(parts):
+                return self._device.push_frames(message, frames, parts, bits)
         account = Account(len(frames), message.bits)
         with exact.one_thread():
             for number in reversed(range(len(frames))):
@@ -134,6 +145,11 @@ class IdfModel(nn.Module):
         threads: int = 1,
     ) -> Iterator[planes.Components]:
         """Pop `count` frames; see `models.Model`."""
+        if self._device:
+            parts = self._shapes(planes.blank(shapes, letters), bits)
+            if self._device.holds(parts):
+                yield from self._device.pop_frames(message, count, parts, bits)
+                return
         for _ in range(count):
             with exact.one_thread():
                 frame = self.pop(message, shapes, letters, bits)
@@ -196,6 +212,15 @@ class IdfModel(nn.Module):
             parts.append((self.chroma, components.chroma, context))
         return parts + [(self.luma, plane[None], None) for plane in components.extra]
 
+    def _shapes(self, components: planes.Components, bits: int) -> list[Part]:
+        """What a device asks of each part of such a frame."""
+        found: list[Part] = []
+        for index, part in enumerate(components.parts):
+            chroma = index == 1 and components.chroma is not None
+            coder = _coder((self.chroma if chroma else self.luma).config, bits)
+            found.append((*part.shape, coder.low, coder.high, coder.precision, chroma))
+        return found
+
     def _pop_part(
         self,
         message: Message,
@@ -226,12 +251,21 @@ class IdfModel(nn.Module):
             i = np.arange(count)
             values = (i // side + i % side + noise(count) % 23) % 256 - 128
             x = values.astype(np.int32).reshape(-1, side, side)
-            plane, mask = _pad(x[:-1], flow.config.multiple)
-            seen = _see(x[-1], flow.config.multiple, 0) if flow.config.context else None
-            for latent in flow(plane, seen, mask, 0):
-                for tensor in (latent.z, latent.mean, latent.scale):
-                    digest.update(tensor.contiguous().numpy().astype("<i4").tobytes())
+            for level in self._answer(flow, x[:-1], x[-1] if flow.config.context else None):
+                for array in level:
+                    digest.update(np.ascontiguousarray(array, dtype="<i4").tobytes())
         return digest.hexdigest()
+
+    def _answer(
+        self, flow: IntegerFlow, x: Int32, context: Int32 | None
+    ) -> Iterable[Sequence[NDArray[Any]]]:
+        """The symbols, means and scales of each level, of 8-bit samples; in padding too."""
+        if self._device:
+            seen = None if context is None else context.astype(np.int8)
+            return self._device.answer(flow is self.chroma, x, seen)
+        plane, mask = _pad(x, flow.config.multiple)
+        latents = flow(plane, _see(context, flow.config.multiple, 0), mask, 0)
+        return ([t.numpy() for t in (one.z, one.mean, one.scale)] for one in latents)
 
 
 def _coder(config: FlowConfig, bits: int) -> LogisticMixture:
