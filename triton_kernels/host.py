@@ -160,7 +160,7 @@ class Host:
         """Begin to code some chunks of single frames.
 
         Args:
-            tables: Those of the format: "sigmoid" and "reciprocals".
+            tables: Those of the format: "sigmoid", "reciprocals" and "lengths".
             flows: From `integer_flow`, of luma and of chroma.
             parts: Of a frame, what `stills.Part` has.
             chunks: How many.
@@ -169,8 +169,11 @@ class Host:
         """
         if self._probabilities is None:
             self._probabilities = self._send_tables(tables)
+        steps = _tensor(tables["lengths"]).to(self.link.device)
         every = [stills.Part(*part) for part in parts]
-        return stills.Stills(self.link, self._probabilities, flows, every, chunks, frames, bits)
+        return stills.Stills(
+            self.link, self._probabilities, steps, flows, every, chunks, frames, bits
+        )
 
     def answer(
         self, flow: squeezed.Flow, samples: NDArray[np.int32], context: NDArray[np.int8] | None

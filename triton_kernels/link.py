@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,14 @@ class Link:
             found.append(array.reshape(tuple(tensor.shape)))
             begin += piece.numel()
         return found
+
+
+def lay_out(words: Sequence[NDArray[np.uint32]]) -> NDArray[np.uint32]:
+    """Lay the words of messages out in rows of one length, at least 1."""
+    rows = np.zeros((len(words), max(1, *map(len, words))), dtype=np.uint32)
+    for row, live in zip(rows, words, strict=True):
+        row[: len(live)] = live
+    return rows
 
 
 def _signed(kind: np.dtype[Any]) -> torch.dtype:

@@ -38,7 +38,7 @@ from triton_kernels import (
     search,
 )
 from triton_kernels.flow import Flows
-from triton_kernels.link import Link
+from triton_kernels.link import Link, lay_out
 from triton_kernels.network import Network
 from triton_kernels.rans import Messages
 from triton_kernels.stack import Entry, Popper, Pusher, Steering
@@ -229,10 +229,7 @@ class Session:
 
     def take(self, words: Sequence[NDArray[np.uint32]], lanes: int) -> None:
         """Send the words of messages, and make room for the planes."""
-        tail = np.zeros((self._chunks, max(1, *map(len, words))), dtype=np.uint32)
-        for row, live in zip(tail, words, strict=True):
-            row[: len(live)] = live
-        (sent,) = self._link.send(tail)
+        (sent,) = self._link.send(lay_out(words))
         head = torch.zeros((self._chunks, lanes), dtype=torch.int64, device=self._device)
         size = torch.zeros(self._chunks, dtype=torch.int32, device=self._device)
         kind = torch.int16 if self._bits < 15 else torch.int32

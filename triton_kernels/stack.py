@@ -16,7 +16,7 @@ from torch import Tensor
 
 from triton_kernels import flow, lengths, maps, mixture, rans
 from triton_kernels.flow import Arrays
-from triton_kernels.link import Link
+from triton_kernels.link import Link, lay_out
 from triton_kernels.rans import Messages, push
 
 _ONE = 1 << lengths.STEP_BITS
@@ -226,9 +226,7 @@ class Pusher:
             Heads, live words, and what was pushed, in this order.
         """
         runs = self._runs()
-        before = np.zeros((len(size), max(int(size.max()), 1)), dtype=np.uint32)
-        for row, given in zip(before, words, strict=True):
-            row[: len(given)] = given
+        before = lay_out(words)
         table, bounds, intervals, begins = self._table_of(runs)
         heads, sizes, live, *sent = link.send(head, size, before, table, bounds, *intervals)
         segments, bounds_of, *last = sent

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triton_kernels import lattice, mixture, rans
-from triton_kernels.link import Link
+from triton_kernels import lattice, lengths, mixture, rans
+from triton_kernels.link import Link, lay_out
 from triton_kernels.squeezed import Distributions, Flow, Grid, Latent
 
 TOGETHER = 1 << 24
@@ -65,6 +65,7 @@ class Stills:
     Args:
         link: To the device.
         tables: Of the entropy model.
+        table: Of `lengths`.
         flows: Luma's, which is also that of extra planes, and chroma's.
         parts: Of a frame; luma is the first.
         chunks: How many.
@@ -76,13 +77,15 @@ class Stills:
         self,
         link: Link,
         tables: mixture.Tables,
+        table: Tensor,
         flows: tuple[Flow, Flow],
         parts: Sequence[Part],
         chunks: int,
         frames: int,
         bits: int,
     ) -> None:
-        self._link, self._tables, self._parts = link, tables, parts
+        self._link, self._parts = link, parts
+        self._tables, self._table = tables, table
         self._flows = [flows[part.chroma] for part in parts]
         self._chunks, self._frames, self._bits = chunks, frames, bits
         self._sides = [
@@ -111,8 +114,9 @@ class Stills:
             Heads, live words, and code lengths in bits, [chunks, frames].
         """
         segments = self._segments()
-        before = _tails(words)
-        planes, heads, sizes, tails, table = self._send(samples, head, size, before, segments)
+        planes, heads, sizes, tails, table = self._send(
+            samples, head, size, lay_out(words), segments
+        )
         self._place_planes(planes)
         found = [
             mixture.intervals(*latent, part.support, self._tables)
@@ -126,14 +130,12 @@ class Stills:
         each = len(table) // self._chunks
         bounds = torch.arange(self._chunks + 1, device=self._link.device) * each
         rans.push(messages, start, freq, table, bounds)
-        logs = torch.nn.functional.pad(freq.to(torch.float64).log2().cumsum(0), (1, 0))
-        begin, count, precision = table.unbind(1)
-        ideal = precision * count - (logs[begin + count] - logs[begin])
-        ideal = ideal.view(self._chunks, self._frames, -1).sum(2)
-        left, live, lengths = self._link.fetch(messages.head, messages.size, ideal)
+        steps = lengths.code_lengths(freq, table, self._table)
+        steps = steps.view(self._chunks, self._frames, -1).sum(2)
+        left, live, ideal = self._link.fetch(messages.head, messages.size, steps)
         (rows,) = self._link.fetch(messages.tail[:, : max(int(live.max()), 1)])
         kept = [row[:n].view(np.uint32) for row, n in zip(rows, live, strict=True)]
-        return left.view(np.uint64), kept, lengths
+        return left.view(np.uint64), kept, ideal / (1 << lengths.STEP_BITS)
 
     def pop(
         self,
@@ -152,7 +154,7 @@ class Stills:
             Heads; sizes, -1 where words did not suffice; and of each part its planes [chunks,
             frames, planes, H, W].
         """
-        heads, sizes, tails = self._send(head, size, _tails(words))
+        heads, sizes, tails = self._send(head, size, lay_out(words))
         kind = torch.int16 if self._bits <= SHORT_BITS else torch.int32
         each = sum(part.planes * part.height * part.width for part in self._parts)
         count = self._chunks * self._frames * each
@@ -286,11 +288,3 @@ def answer(
     beside = sent[-1] if seen else None
     latents = flow.forward(x.permute(1, 2, 0)[None].contiguous(), beside, grids, 0)
     return [link.fetch(*latent[:3]) for latent in latents]
-
-
-def _tails(words: Sequence[NDArray[np.uint32]]) -> NDArray[np.uint32]:
-    """Lay the words of messages out in rows of one length, at least 1."""
-    tail = np.zeros((len(words), max(1, *map(len, words))), dtype=np.uint32)
-    for row, live in zip(tail, words, strict=True):
-        row[: len(live)] = live
-    return tail

@@ -21,6 +21,7 @@ from flowarchive.entropy.cumulative import RECIPROCALS
 from flowarchive.errors import MessageExhausted
 from flowarchive.exact import IntConv2d, IntGroupNorm
 from flowarchive.flows.integer import Conditioner, IntegerFlow, IntMixture, Level, Prior
+from flowarchive.lengths import log_table
 from flowarchive.models.together import MOST, Together
 
 MOST_WEIGHT = (1 << 15) - 129
@@ -176,6 +177,7 @@ class Device:
         tables = {
             "sigmoid": sigmoid_table(),
             "reciprocals": np.array(RECIPROCALS, dtype=np.int64),
+            "lengths": log_table(),
         }
         return self._kernels.still_session(tables, self._flows, parts, chunks, count, bits)
 

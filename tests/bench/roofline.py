@@ -21,18 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowarchive import features, media, motion, planes
 from flowarchive.archive.chunks import MAX_LANES, SAMPLES_PER_LANE
+from flowarchive.models.chain import FLOW_LEVELS, ChainModel
 from flowarchive.models.form import Form
 from flowarchive.models.plan import Plan
 from flowarchive.models.together import MOST
 from flowarchive.models.video import VideoModel
 from flowarchive.store import load_model
-from triton_kernels import ahead, rans
+from triton_kernels import ahead, lengths, mixture, rans, stack
 from triton_kernels.host import Host
 from triton_kernels.link import Link
 from triton_kernels.session import Session
@@ -307,6 +309,42 @@ def print_search(search: int, inter: Step, chunks: int) -> None:
             )
 
 
+def print_flows(height: int, width: int, chunks: int) -> None:
+    """What phases of `chain` launch, of the finest level of luma; rows, other than plain ones."""
+    model, host = load_model("chain").network, Host(ahead.META)
+    assert isinstance(model, ChainModel)
+    model.use(host)  # type: ignore[arg-type]
+    assert model._device is not None
+    flows, shape = model._device._flows, (chunks, height // 2, width // 2)
+    mixtures = ahead.empty(torch.int32, shape[0] * shape[1] * shape[2], features.INTER_ANCHORS)
+    support = mixture.Support(-(1 << BITS - 1), (1 << BITS - 1) - 1, min(flows.grids))
+    states = ahead.empty(torch.int8, *shape, model.couplings["inter_luma"][0].shape.state)
+    steering = stack.Steering(flows.phases["inter_luma"][0], flows.grids[support.precision], states)
+    symbols, messages = ahead.empty(torch.int32, len(mixtures)), ahead._messages(MAX_LANES)
+    messages = rans.Messages(*(tensor[:chunks].contiguous() for tensor in messages))
+    tables = ahead._tables()
+    pusher = stack.Pusher(tables, ahead.empty(torch.int64, lengths.ENTRIES), chunks)
+    popper = stack.Popper(messages, tables)
+    coded = [(chunk, 0) for chunk in range(chunks)], lambda: symbols, (mixtures,) * 3, support
+
+    def push() -> None:
+        pusher.phase(*coded, steering)
+        (phase,) = pusher._kept
+        assert isinstance(phase, stack.Phase)
+        pusher._push_phase(messages, phase, 0)
+
+    print(f"\nA phase of `chain` that goes by its flow, {chunks} chunks or one:")
+    for name, work in (("push", push), ("pop", lambda: popper.phase(*coded, steering))):
+        copies = _Copies()
+        with ahead.recorded() as kept, copies:
+            work()
+        print(f"  {name:<4} {len(kept)} launches of kernels, {copies.count} of torch's")
+    print(
+        f"  There are {2 * 3 * FLOW_LEVELS} a frame. A sample is in five rows: two of places and "
+        "the logit, one of\n  couplings, two of the base; under its mixtures it is in one."
+    )
+
+
 def print_rows(samples: int) -> None:
     """What bounds decoding: rows that follow one another."""
     components, span = features.INTER_ANCHORS, BITS
@@ -402,6 +440,7 @@ def main() -> None:
     print_step("inter frame", inter, MOST)
     print_step("intra frame", counter.intra(), MOST)
     print_search(search_launches(model, height, width, MOST), inter, MOST)
+    print_flows(height, width, MOST)
     print_rows(samples)
     if sys.argv[1:]:
         print_vectors(Path(sys.argv[1]), samples)
