@@ -82,6 +82,7 @@ class Kernels(Protocol):
         fineness: int,
         core: Any,
         curves: dict[int, Any],
+        tables: dict[str, Any],
     ) -> Any:
         """Send the flows of a model's phases to the device; `session` takes them."""
 

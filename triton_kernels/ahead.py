@@ -38,6 +38,7 @@ from triton_kernels import (
     filters,
     heads,
     lattice,
+    layers,
     linear,
     maps,
     mixture,
@@ -45,6 +46,7 @@ from triton_kernels import (
     picture,
     rans,
     search,
+    tilts,
     uniform,
 )
 
@@ -76,8 +78,8 @@ HEIGHT, WIDTH = 1080, 1920
 
 
 MODULES: list[ModuleType] = [
-    convolution, correction, coupling, features, filters, heads, lattice, linear, maps, mixture,
-    motion, picture, rans, search, uniform,
+    convolution, correction, coupling, features, filters, heads, lattice, layers, linear, maps,
+    mixture, motion, picture, rans, search, tilts, uniform,
 ]  # fmt: skip
 """Those that have kernels."""
 
@@ -263,7 +265,7 @@ def _flow(lanes: int) -> None:
     """What an encoder launches between a phase's intervals and its bits, without its networks."""
     y = _line()
     lowest, turn, grid = _numbers(64), _words(65), _grid()
-    maps.choose(_messages(lanes), y, y, y, turn, slice(0, maps.BLOCK))
+    maps.choose(_messages(lanes), y, y, None, y, turn, slice(0, maps.BLOCK))
     maps.logit(_messages(lanes), lowest, y, turn, grid, slice(0, maps.BLOCK), forward=True)
     _affine(lanes, forward=True)
     maps.push_base(_messages(lanes), y, turn, grid)
@@ -282,6 +284,37 @@ def _affine(lanes: int, forward: bool) -> None:
         _messages(lanes), _numbers(64), _line().view(64, 1, 128, 128),
         empty(torch.int16, 64, 64, 64, 4), (1, 0, 2), _words(65), _grid(), forward,
     )  # fmt: skip
+
+
+def _moves(forward: bool) -> None:
+    """What moves a part by a mix, and by mixtures."""
+    y = _line().view(64, 1, 128, 128)
+    pieces = layers.row(y, 1, _numbers(layers.ROW), _grid(), forward)
+    layers.move(_messages(64), _numbers(64), y, pieces, 1, _words(65), forward)
+
+
+def _mixture(components: int, forward: bool) -> None:
+    knots = _words(layers.CURVE + 1)
+    tables = layers.Tables(*_tables(), _numbers(layers.WEIGHT_STEPS), knots, knots)
+    layers.mixture(
+        _line().view(64, 1, 128, 128), empty(torch.int16, 64, 64, 64, 6 * components),
+        (1, 0, 2), tables, 10, forward,
+    )  # fmt: skip
+
+
+def _lean(count: int) -> tilts.Lean:
+    return tilts.Lean(empty(torch.int8, count), empty(torch.int64, tilts.TILTS, tilts.ENDS))
+
+
+def _choose_leaning() -> None:
+    y = _line()
+    tilt = _lean(1)._replace(tilts=empty(torch.int8, *y.shape))
+    maps.choose(_messages(64), y, y, tilt, y, _words(65), slice(0, maps.BLOCK))
+
+
+def _push_places() -> None:
+    count = 1 << 20
+    tilts.push_places(_messages(64), _words(count), _words(count), _lean(count), _words(65))
 
 
 def _see() -> None:
@@ -424,6 +457,14 @@ CASES = [
     Case("flow", lambda: _flow(64)),
     Case("flow back", lambda: _flow_back(64)),
     Case("flow: parts seen", _see),
+    Case("flow, mix", lambda: _moves(forward=True)),
+    Case("flow back, mix", lambda: _moves(forward=False)),
+    *(
+        Case(f"flow{' back' * (not f)}, mixture, K {k}", lambda k=k, f=f: _mixture(k, f))  # type: ignore[misc]
+        for k in (1, 4, 8) for f in (True, False)
+    ),
+    Case("flow, places lean", _choose_leaning),
+    Case("flow back, places lean", _push_places),
     Case("look up, K 5, 8 bits", _look_up),
     Case("compensate", _compensate),
     *(
@@ -461,7 +502,7 @@ def compile_launch(launch: Launch, target: str) -> Outcome:
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr:
+        if parameter.is_constexpr or value is None:
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             continue

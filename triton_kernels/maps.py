@@ -35,6 +35,7 @@ from triton_kernels.rans import (
     spill,
     warps,
 )
+from triton_kernels.tilts import Lean, check_lean, pop_places
 from triton_kernels.uniform import move_row, pop_row, push_row
 
 PARTS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -111,7 +112,8 @@ def affine_piece(z, shift, half, fineness, FORWARD: tl.constexpr):
 
 @triton.jit
 def choose_kernel(
-    head, tail, size, start, freq, y, turn, each, first, count, capacity, LANES: tl.constexpr,
+    head, tail, size, start, freq, tilts, starts, y, turn, each, first, count, capacity,
+    LANES: tl.constexpr,
 ):  # fmt: skip
     """One program chooses the places of some of one message's symbols; see `choose`."""
     i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
@@ -121,7 +123,10 @@ def choose_kernel(
         at = row + lane
         known = at < stop
         span = tl.load(freq + at, known, other=1)
-        h, live, place = pop_row(h, words, live, span, known)
+        if tilts is None:
+            h, live, place = pop_row(h, words, live, span, known)
+        else:
+            h, live, place = pop_places(h, words, live, span, tilts, starts, at, known)
         tl.store(y + at, tl.load(start + at, known, other=0) + place, known)
         row += LANES
     leave(head, size, h, live, LANES)
@@ -277,7 +282,13 @@ def seen_kernel(
 
 
 def choose(
-    messages: Messages, start: Tensor, freq: Tensor, y: Tensor, turn: Tensor, part: slice
+    messages: Messages,
+    start: Tensor,
+    freq: Tensor,
+    lean: Lean | None,
+    y: Tensor,
+    turn: Tensor,
+    part: slice,
 ) -> None:
     """Pop a place in each symbol's interval; the inverse finds the symbols and pushes the places.
 
@@ -285,7 +296,8 @@ def choose(
         messages: Give the bits that choose, in place. Their sizes become -1 where words do not
             suffice.
         start: Left ends of intervals, int64 [taking part, n].
-        freq: Their widths, alike, 1..2**31.
+        freq: Their widths, alike, 1..2**31; at most 2**28 where places lean.
+        lean: How places do, of as many symbols; None where none does.
         y: Receives u, alike.
         turn: Who takes part; see the module.
         part: Which symbols of each message.
@@ -298,12 +310,13 @@ def choose(
     device = messages.head.device
     shape = list(check("start", start, torch.int64, [None, None], device).shape)
     check("freq", freq, torch.int64, shape, device)
+    tilts, starts = (None, None) if lean is None else check_lean(lean, shape, device)
     check("y", y, torch.int64, shape, device)
     check("turn", turn, torch.int64, [number + 1], device)
     if y.numel():
         choose_kernel[(number,)](
-            *messages, start, freq, y, turn, y.shape[1], part.start, part.stop - part.start,
-            capacity, LANES=lanes, num_warps=warps(lanes), **EXACT,
+            *messages, start, freq, tilts, starts, y, turn, y.shape[1], part.start,
+            part.stop - part.start, capacity, LANES=lanes, num_warps=warps(lanes), **EXACT,
         )  # fmt: skip
 
 

@@ -1,0 +1,181 @@
+"""Places in intervals that lean to one side, popped and pushed a row of lanes at a time.
+
+Where an interval starts, a place is one of eight stretches, under its mass, and then a number that
+is uniform in it: `bitsback.dequantize` does both in one lane before the next lane begins. So a lane
+may put two words onto the tail, or take two, which lie side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels.checks import EXACT, check
+from triton_kernels.rans import (
+    _HEAD_MIN,
+    _LOW,
+    _WORD,
+    Messages,
+    check_messages,
+    enter,
+    leave,
+    warps,
+)
+from triton_kernels.uniform import pop_step, push_step
+
+TILTS, ENDS = 17, 9
+MOST = 8
+
+_MOST = tl.constexpr(8)
+_STRETCHES = tl.constexpr(8)
+_BITS, _MASK = tl.constexpr(12), tl.constexpr((1 << 12) - 1)
+_LEAST = tl.constexpr(256)  # what is shorter does not lean
+
+
+class Lean(NamedTuple):
+    """How places lean.
+
+    Attributes:
+        tilts: int8, -8..8 for each place.
+        starts: int64 [17, 9], of each tilt where its stretches begin in 2**12, and 2**12.
+    """
+
+    tilts: Tensor
+    starts: Tensor
+
+
+@triton.jit
+def stretch(span, n, starts, row):
+    """Stretch n of intervals: its begin and length, and the begin and mass of its code."""
+    left = span * n // _STRETCHES
+    start = tl.load(starts + row + n)
+    return left, span * (n + 1) // _STRETCHES - left, start, tl.load(starts + row + n + 1) - start
+
+
+@triton.jit
+def tilt_row(tilts, at, span, known):
+    """Where the tilts of a row of lanes are in `starts`, and which lanes lean."""
+    tilt = tl.load(tilts + at, known, other=0).to(tl.int32)
+    return (tilt + _MOST) * (_STRETCHES + 1), known & (tilt != 0) & (span >= _LEAST)
+
+
+@triton.jit
+def pop_places(h, words, live, span, tilts, starts, at, known):
+    """Pop a row of places in [0, span), whose tilts are at `at`: heads, size, and the places."""
+    row, leaning = tilt_row(tilts, at, span, known)
+    slot = h & _MASK
+    n = tl.zeros_like(slot)
+    for k in tl.static_range(1, _STRETCHES):
+        n += (tl.load(starts + row + k) <= slot).to(tl.int64)
+    left, length, start, mass = stretch(span, n, starts, row)
+    left, length = tl.where(leaning, left, 0), tl.where(leaning, length, span)
+    g = tl.where(leaning, mass * (h >> _BITS) + slot - start, h)
+    first = leaning & (g < _HEAD_MIN)
+    # Whether a lane takes a second word may hang on its first one, and which one that is on the
+    # lanes above: they are settled from the highest one down, mostly all of them at once.
+    second, unsettled = known & (h < 0), live >= 0
+    begin, after, number = n.to(tl.int32), g, g
+    while unsettled:
+        needed = first.to(tl.int32) + second.to(tl.int32)
+        begin = live - tl.sum(needed, 0) + tl.cumsum(needed, 0) - needed
+        top = begin + needed - 1
+        word = tl.load(words + top, first & (top >= 0), other=0).to(tl.int64) & _LOW
+        after, number, low = pop_step(tl.where(first, (g << _WORD) | word, g), length)
+        unsettled = tl.sum(((known & low) != second).to(tl.int32), 0) > 0
+        second = known & low
+    word = tl.load(words + begin, second & (begin >= 0), other=0).to(tl.int64) & _LOW
+    after = tl.where(second, (after << _WORD) | word, after)
+    asked = tl.sum(first.to(tl.int32) + second.to(tl.int32), 0)
+    return tl.where(known, after, h), tl.maximum(live - asked, -1), left + number
+
+
+@triton.jit
+def push_places_kernel(
+    head, tail, size, places, freq, tilts, starts, bounds, capacity, LANES: tl.constexpr
+):
+    """One program pushes the places of one message, the last row first; see `push_places`."""
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
+    begin = tl.load(bounds + i_m)
+    end = tl.load(bounds + i_m + 1)
+    row = begin + (end - begin + LANES - 1) // LANES * LANES
+    while (row > begin) & (live >= 0):
+        row -= LANES
+        at = row + lane
+        known = at < end
+        place = tl.load(places + at, known, other=0)
+        span = tl.load(freq + at, known, other=1)
+        lean, leaning = tilt_row(tilts, at, span, known)
+        n = tl.zeros_like(place)
+        for k in tl.static_range(1, _STRETCHES):
+            n += (span * k // _STRETCHES <= place).to(tl.int64)
+        left, length, start, mass = stretch(span, n, starts, lean)
+        place, length = tl.where(leaning, place - left, place), tl.where(leaning, length, span)
+        g, first = push_step(h, place, length)
+        first = known & first
+        # g >= mass * 2**(63 - bits), written so that it cannot overflow.
+        second = leaning & ((g >> (63 - _BITS)) >= mass)
+        count = first.to(tl.int32) + second.to(tl.int32)
+        total = tl.sum(count, 0)
+        fits = (live >= 0) & (live <= capacity - total)
+        to = live + tl.cumsum(count, 0) - count
+        room = tl.where(fits, capacity, -1)
+        tl.store(words + to, (h & _LOW).to(tl.int32), first & (to < room))
+        to += first.to(tl.int32)
+        tl.store(words + to, (g & _LOW).to(tl.int32), second & (to < room))
+        live = tl.where(fits, live + total, -1)
+        after = tl.where(second, g >> _WORD, g)
+        quotient = after // mass
+        after = (quotient << _BITS) + (after - quotient * mass) + start
+        h = tl.where(known, tl.where(leaning, after, g), h)
+    leave(head, size, h, live, LANES)
+
+
+def push_places(
+    messages: Messages,
+    places: Tensor,
+    freq: Tensor,
+    lean: Lean,
+    bounds: Tensor,
+) -> None:
+    """Push places in intervals that may lean, in place; each message's first is met first.
+
+    Args:
+        messages: Grow; each tail has room for a word a place, and for two a lane. One whose size is
+            -1 stays.
+        places: int64 [n], places[i] in [0, freq[i]).
+        freq: int64 [n], 1..2**28.
+        lean: How they do, [n].
+        bounds: int64 [messages + 1]: whose the places are, from 0 to n.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    count, lanes, capacity = check_messages(messages)
+    device = messages.head.device
+    shape = list(check("places", places, torch.int64, [None], device).shape)
+    check("freq", freq, torch.int64, shape, device)
+    check_lean(lean, shape, device)
+    check("bounds", bounds, torch.int64, [count + 1], device)
+    if count:
+        push_places_kernel[(count,)](
+            *messages, places, freq, *lean, bounds, capacity,
+            LANES=lanes, num_warps=warps(lanes), **EXACT,
+        )  # fmt: skip
+
+
+def check_lean(lean: Lean, shape: Sequence[int | None], device: torch.device) -> Lean:
+    """Check how places of such a shape lean, and give it back.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    check("tilts", lean.tilts, torch.int8, shape, device)
+    check("starts", lean.starts, torch.int64, [TILTS, ENDS], device)
+    return lean
