@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from chains import RICH_CHAIN, make_chain_model
+from chains import RICH_CHAIN, TINY_CHAIN, make_chain_model
 from interpreted import CPU, POISON, Runs, assert_same, poisoned, random_message, tables, upload
 
 from flowarchive import int8
@@ -17,7 +17,8 @@ from flowarchive.flows import layers
 from flowarchive.flows.couplings import Steering
 from flowarchive.flows.maps import SCALE_MAX, SHIFT_MAX, Affine, Base, Logit, core_table
 from flowarchive.flows.phase import PhaseFlow
-from triton_kernels import flow, maps, mixture, rans, uniform
+from triton_kernels import flow, host, maps, mixture, rans, tilts, uniform
+from triton_kernels import layers as device_layers
 
 SUPPORT = mixture.Support(-128, 127, 24)
 # 1, 63, 64, 65 and 1000 samples as planes, in rows of lanes that are full, and that are not.
@@ -100,7 +101,7 @@ def test_samples_move_along_the_logit(shape, lanes, fineness, precision, monkeyp
     intervals = tuple(map(torch.from_numpy, (start, freq)))
     blocks = [slice(i, min(i + 512, count)) for i in range(0, count, 512)]
     for block in reversed(blocks):
-        maps.choose(uploaded, *intervals, y, TURN, block)
+        maps.choose(uploaded, *intervals, None, y, TURN, block)
         maps.logit(uploaded, lowest, y, TURN, table, block, forward=True)
     logit = Logit(precision, fineness)
     chosen = Dequantizer(logit)
@@ -257,18 +258,25 @@ def mixtures(random: np.random.Generator, count: int) -> tuple[np.ndarray, ...]:
     return tuple(array.astype(np.int32) for array in (mean, scale, weight))
 
 
+@pytest.mark.parametrize("config", [TINY_CHAIN, RICH_CHAIN])
 @pytest.mark.parametrize("shape", [(1, 5, 7), (2, 4, 3)])
-def test_phases_go_through_their_flow(shape, monkeypatch):
+def test_phases_go_through_their_flow(shape, config, monkeypatch):
     """Two messages at a launch; blocks that do not end with the phase; squares that are not whole.
 
     A third message is too short both ways, which is none of the others' business.
     """
     monkeypatch.setattr(dequantize, "_BLOCK", 16)
     monkeypatch.setattr(maps, "BLOCK", 16)
-    moves = Runs(monkeypatch, maps, "affine_kernel")
+    kernels = [
+        (maps, "affine"),
+        (device_layers, "row"),
+        (device_layers, "mixture"),
+        (tilts, "push_places"),
+    ]
+    moves = [Runs(monkeypatch, module, f"{name}_kernel") for module, name in kernels]
     blocks = Runs(monkeypatch, maps, "logit_kernel")
     random = np.random.default_rng(shape[1])
-    model, lanes, count = make_chain_model(seed=2), 4, int(np.prod(shape))
+    model, lanes, count = make_chain_model(seed=2, config=config), 4, int(np.prod(shape))
     couplings = model.couplings["intra_luma"][1]
     fineness, size = model._fineness, couplings.shape.state
     coder, on_cpu = LogisticMixture(*SUPPORT), PhaseFlow(SUPPORT.precision, fineness, Uniform())
@@ -310,21 +318,12 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
     assert uploaded.size.tolist()[:2] == [9 * count, 9 * count]
     assert (lowest <= uploaded.size).all()
     assert len(blocks.grids) == 2 * -(-count // 16)
-    assert len(moves.grids) == 2 * 4  # the parts, each way
+    parts = [4, 0, 0, 0] if config is TINY_CHAIN else [4 + 2, 7, 2, 0]
+    taken = [2 * count for count in parts]  # each way
+    taken[3] = len(blocks.grids) // 2 * (config is RICH_CHAIN)
+    assert [len(run.grids) for run in moves] == taken
 
 
 def flow_of(model, name: str, phase: int) -> flow.Flow:
     """A phase's flow on a device."""
-    context, couplings = model.couplings[name][phase].affine_layers()
-
-    def tensors(layer: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.from_numpy(np.array(array)) for array in layer)
-
-    return flow.Flow(
-        tensors(context), [(moved, *map(tensors, layers)) for moved, *layers in couplings], CPU
-    )
-
-
-def test_other_layers_have_no_kernels():
-    assert make_chain_model().has_kernels
-    assert not make_chain_model(config=RICH_CHAIN).has_kernels
+    return model._on(host.Host(CPU))._flows.phases[name][phase]

@@ -1,15 +1,18 @@
-"""Layers that are not affine couplings move on a device as on the CPU, and places lean alike."""
+"""Mixes, couplings by mixtures and places that lean are on a device what they are on the CPU."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from interpreted import CPU, Runs, assert_same, poisoned, random_message, tables, upload
+from interpreted import CPU, POISON, Runs, assert_same, poisoned, random_message, tables, upload
 from test_kernels_flow import ALL, SHAPES, TURN, grid, on_grid, some
+from torch import Tensor
 
 from flowarchive.ans import Message
-from flowarchive.bitsback import TILT_MAX, Uniform, dequantize, tilt_starts
+from flowarchive.bitsback import TILT_MAX, Map, Uniform, dequantize, tilt_starts
 from flowarchive.flows import layers as on_cpu
 from flowarchive.flows.maps import (
     MIXTURE_MEAN_MAX,
@@ -21,8 +24,18 @@ from flowarchive.flows.maps import (
 from flowarchive.models.mixtures import weight_table
 from triton_kernels import layers, maps, rans, steps, tilts
 
-PARTS = [(0, 2), (1, 0), (2, 1), (3, 2)]
-"""Parts, and their places among those that a coupling of three moves."""
+Find = Callable[[Tensor, bool], Tensor]
+"""Gives the pieces of samples, forward or back."""
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch) -> None:
+    """As few as there can be; and room for pieces holds what no kernel would write."""
+    room = layers._pieces
+    monkeypatch.setattr(layers, "BLOCK", 1024)
+    monkeypatch.setattr(
+        layers, "_pieces", lambda y, part: poisoned(torch.int32, *room(y, part).shape)
+    )
 
 
 def mixture_tables() -> layers.Tables:
@@ -31,19 +44,8 @@ def mixture_tables() -> layers.Tables:
     return layers.Tables(*tables(), weights, *map(torch.from_numpy, (knots, images)))
 
 
-def pieces_there(monkeypatch) -> None:
-    """Room for pieces holds what no kernel would write."""
-    room = layers._pieces
-    monkeypatch.setattr(
-        layers, "_pieces", lambda y, part: poisoned(torch.int32, *room(y, part).shape)
-    )
-
-
-def to_and_fro(y: np.ndarray, part: int, lanes: int, find, map_of) -> int:
-    """Move a part of two messages' planes there and back, as the CPU does; the launches of moves.
-
-    `find` gives pieces of samples, forward or back, and `map_of` the CPU's map of a message.
-    """
+def to_and_fro(y: np.ndarray, part: int, lanes: int, find: Find, every: list[Map]) -> None:
+    """Move a part of two messages' planes there and back, as the CPU does along their maps."""
     random, count = np.random.default_rng(part), y[0].size
     messages = some(random, lanes, 2 * count + 4)
     before = [message.to_bytes() for message in messages]
@@ -51,88 +53,84 @@ def to_and_fro(y: np.ndarray, part: int, lanes: int, find, map_of) -> int:
     lowest = uploaded.size.clone()
     layers.move(uploaded, lowest, moved, find(moved, True), part, TURN, forward=True)
     expected = y.copy()
-    for n, message in enumerate(messages[::2]):
-        place = on_cpu.part_of(expected[n], part)
-        values = place.reshape(-1)
-        place[:] = Uniform().forward(message, values, map_of(n)).reshape(place.shape)
+    for own, message, map in zip(expected, messages[::2], every, strict=True):
+        place = on_cpu.part_of(own, part)
+        place[:] = Uniform().forward(message, place.reshape(-1), map).reshape(place.shape)
     assert np.array_equal(moved.numpy(), expected)
     assert_same(uploaded, messages)
     assert (lowest <= uploaded.size).all()
     layers.move(uploaded, lowest, moved, find(moved, False), part, TURN, forward=False)
     assert np.array_equal(moved.numpy(), y)
     assert_same(uploaded, [Message.from_bytes(data, lanes) for data in before])
-    return 2 * bool(on_cpu.part_of(y[0], part).size)
 
 
-def outputs_of(random: np.random.Generator, shape: tuple[int, int], components: int) -> np.ndarray:
-    """What a layer says of four planes, three parts: ties of weights, and ends of all ranges."""
-    squares = (shape[0] + 1) // 2, (shape[1] + 1) // 2
-    outputs = random.integers(-40, 41, (4, *squares, 9 * components))
-    outputs[..., 3 * components : 6 * components] *= 40
-    wild = random.random(outputs.shape) < 0.2
-    outputs[wild] = random.choice([-32768, 32767, -2048, 2047, 16, -17], int(wild.sum()))
-    outputs[:, :, ::3, : 3 * components] = random.choice([-32768, 7])
-    return outputs.astype(np.int16)
+def mixture_of(outputs: np.ndarray, components: int, fineness: int) -> Mixture:
+    """The CPU's map of outputs [..., 3K]."""
+    logs, mean, width = outputs.astype(np.int64).reshape(-1, 3, components).swapaxes(0, 1)
+    return Mixture(
+        mixture_weights(logs),
+        mean.clip(-MIXTURE_MEAN_MAX, MIXTURE_MEAN_MAX),
+        width.clip(-MIXTURE_SCALE_MAX, MIXTURE_SCALE_MAX),
+        fineness,
+    )
 
 
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
 @pytest.mark.parametrize(("fineness", "components"), [(4, 1), (10, 3), (14, 8)])
 def test_parts_move_by_mixtures(shape, lanes, fineness, components, monkeypatch):
-    pieces_there(monkeypatch)
+    """Logarithms of weights that are equal, and parameters beyond the ends of their ranges."""
     finds = Runs(monkeypatch, layers, "mixture_kernel")
     moves = Runs(monkeypatch, layers, "move_kernel")
     random = np.random.default_rng(shape[0])
-    outputs = outputs_of(random, shape, components)
+    outputs = random.integers(-40, 41, (4, (shape[0] + 1) // 2, (shape[1] + 1) // 2, 9, components))
+    outputs[..., 3:6, :] *= 40
+    wild = random.random(outputs.shape) < 0.2
+    outputs[wild] = random.choice([-32768, 32767, -2048, 2047, 16, -17], int(wild.sum()))
+    outputs[:, :, ::3, :3] = random.choice([-32768, 7])
+    # Parameters of a part stand as far from each other as there are parts that move.
+    said = outputs.reshape(*outputs.shape[:3], 3, 3, components).swapaxes(4, 5)
+    given = torch.from_numpy(said.reshape(*outputs.shape[:3], -1).astype(np.int16))
     y, launched = on_grid(random, fineness, 2, 2, *shape), 0
-    for part, parameter in PARTS:
+    for part, parameter in ((0, 2), (3, 0)):
+        place = on_cpu.part_of(y[0], part)
+        own = said[:, : place.shape[1], : place.shape[2], :, :, parameter]
+        every = [mixture_of(own[n : n + 2], components, fineness) for n in (0, 2)]
 
-        def find(moved: torch.Tensor, forward: bool) -> torch.Tensor:
-            of = torch.from_numpy(outputs), (part, parameter, 3)
-            return layers.mixture(moved, *of, mixture_tables(), fineness, forward)
+        def find(moved: Tensor, forward: bool, parts: tuple = (part, parameter, 3)) -> Tensor:
+            return layers.mixture(moved, given, parts, mixture_tables(), fineness, forward)
 
-        def map_of(n: int) -> Mixture:
-            place = on_cpu.part_of(y[n], part)
-            own = outputs[2 * n : 2 * n + 2, : place.shape[1], : place.shape[2], parameter::3]
-            parameters = own.astype(np.int64).reshape(-1, 3, components).swapaxes(0, 1)
-            return Mixture(
-                mixture_weights(parameters[0]),
-                parameters[1].clip(-MIXTURE_MEAN_MAX, MIXTURE_MEAN_MAX),
-                parameters[2].clip(-MIXTURE_SCALE_MAX, MIXTURE_SCALE_MAX),
-                fineness,
-            )
-
-        launched += to_and_fro(y, part, lanes, find, map_of)
+        to_and_fro(y, part, lanes, find, every)
+        launched += 2 * bool(place.size)
     assert len(finds.grids) == len(moves.grids) == launched
 
 
 @pytest.mark.parametrize("forward", [True, False])
 def test_every_piece_of_a_mixture_is_found(forward):
-    """On both sides of each knot, or of each image; the steepest and the flattest maps."""
+    """On both sides of each knot, or of each image, of the steepest and the flattest maps."""
     random = np.random.default_rng(1)
-    count, components, fineness = 40, 8, 10
-    outputs = random.integers(-100, 101, (1, 1, count, 3 * components)).astype(np.int16)
-    outputs[..., components : 2 * components] *= 20
-    outputs[..., 2 * components :] = random.choice([-16, 16], (count, components))
-    parameters = outputs.astype(np.int64).reshape(count, 3, components).swapaxes(0, 1)
-    map = Mixture(mixture_weights(parameters[0]), *parameters[1:], fineness)
-    ends = map.knots(slice(0, count))[0 if forward else 1]
-    ends = np.broadcast_to(ends, (count, ends.shape[1]))
-    for z in np.concatenate([ends[:, :-1], ends[:, 1:] - 1], axis=1).T[::3]:
-        y = np.zeros((1, 1, 2, 2 * count), dtype=np.int64)
-        y[0, 0, 1, ::2] = z
-        pieces = layers.mixture(
-            torch.from_numpy(y), torch.from_numpy(outputs), (2, 0, 1), mixture_tables(), fineness,
-            forward,
-        )  # fmt: skip
-        expected = map.segments(z) if forward else map.segments_of(z).turned()
-        assert np.array_equal(pieces.numpy(), np.stack(expected))
+    maps_, components, fineness = 8, 8, 10
+    outputs = random.integers(-100, 101, (maps_, 3 * components))
+    outputs[:, components : 2 * components] *= 20
+    outputs[:, 2 * components :] = random.choice([-16, 16], (maps_, components))
+    ends = mixture_of(outputs, components, fineness).knots(slice(0, maps_))[not forward]
+    both = np.stack([ends[:, :-1], ends[:, 1:] - 1], axis=1).reshape(len(ends), -1)
+    z = np.broadcast_to(both, (maps_, both.shape[1])).reshape(-1)
+    outputs = np.repeat(outputs, both.shape[1], axis=0)
+    map = mixture_of(outputs, components, fineness)
+    expected = map.segments(z) if forward else map.segments_of(z).turned()
+    y = np.zeros((1, 1, 2, 2 * z.size), dtype=np.int64)
+    y[0, 0, 1, ::2] = z
+    given = torch.from_numpy(outputs.astype(np.int16)[None, None])
+    pieces = layers.mixture(
+        torch.from_numpy(y), given, (2, 0, 1), mixture_tables(), fineness, forward
+    )
+    assert np.array_equal(pieces.numpy(), np.stack(expected))
 
 
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
 @pytest.mark.parametrize("fineness", [4, 10, 14])
 def test_parts_move_by_rows_of_a_mix(shape, lanes, fineness, monkeypatch):
-    """Sums that are clamped, factors at their ends, parts that are missing; and all a mix's rows."""
-    pieces_there(monkeypatch)
+    """All rows; sums that are clamped, factors at their ends, and parts that are missing."""
     finds = Runs(monkeypatch, layers, "row_kernel")
     moves = Runs(monkeypatch, layers, "move_kernel")
     random = np.random.default_rng(shape[0])
@@ -142,30 +140,31 @@ def test_parts_move_by_rows_of_a_mix(shape, lanes, fineness, monkeypatch):
     scale = np.array([-24, 24, 3, 0], dtype=np.int8)
     ours = steps.rows_of_mix(order, *map(torch.from_numpy, (lower, upper, scale)), CPU)
     theirs = on_cpu.Mix(order, lower, upper, scale).steps
+    assert len(theirs) == len(ours) + 1  # the last one does nothing
     y, table, launched = on_grid(random, fineness, 2, 2, *shape), grid(fineness), 0
     y[1] = random.integers(15 << fineness, 19 << fineness, y[1].shape)
-    assert len(theirs) == len(ours) + 1  # but for the last one, which does nothing
-    for row, mine in zip(theirs, ours, strict=False):
-        (part, _), = row.maps(y[0], np.empty(0, np.uint8), fineness)
+    nothing = np.empty(0, np.uint8)
+    for row, mine in list(zip(theirs, ours, strict=False))[::2]:
+        found = [row.maps(own, nothing, fineness)[0] for own in y]
+        part = found[0][0]
 
-        def find(moved: torch.Tensor, forward: bool) -> torch.Tensor:
-            return layers.row(moved, part, mine._constants, table, forward)
+        def find(moved: Tensor, forward: bool, row: tuple = (part, mine._constants)) -> Tensor:
+            return layers.row(moved, *row, table, forward)
 
-        def map_of(n: int):
-            return row.maps(y[n], np.empty(0, np.uint8), fineness)[0][1]
-
-        launched += to_and_fro(y, part, lanes, find, map_of)
+        to_and_fro(y, part, lanes, find, [map for _, map in found])
+        launched += 2 * bool(on_cpu.part_of(y[0], part).size)
     assert len(finds.grids) == len(moves.grids) == launched
 
 
-def leans(tilt: np.ndarray) -> tilts.Lean:
-    return tilts.Lean(torch.from_numpy(tilt.astype(np.int8)), torch.from_numpy(tilt_starts()))
+def lean_of(tilt: np.ndarray) -> tilts.Lean:
+    starts = torch.from_numpy(tilt_starts().copy())
+    return tilts.Lean(torch.from_numpy(tilt.astype(np.int8)), starts)
 
 
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
 @pytest.mark.parametrize("precision", [8, 24, 28])
 def test_places_lean(shape, lanes, precision, monkeypatch):
-    """Lanes that take no word, one and two, from arbitrary bits; and back."""
+    """From arbitrary bits, in intervals of all widths; and back."""
     pops = Runs(monkeypatch, maps, "choose_kernel")
     pushes = Runs(monkeypatch, tilts, "push_places_kernel")
     random, count = np.random.default_rng(precision), shape[0] * shape[1]
@@ -176,38 +175,69 @@ def test_places_lean(shape, lanes, precision, monkeypatch):
     freq[:, ::3] = 1 << precision
     freq[:, ::5] = random.choice([1, 255, 256, 257])
     tilt = random.integers(-TILT_MAX, TILT_MAX + 1, (2, count))
-    uploaded = upload(messages, 2 * count)
-    u = poisoned(torch.int64, 2, count)
-    whole = slice(0, count)
+    tilt[:, ::4] = TILT_MAX
+    uploaded, u = upload(messages, 2 * count), poisoned(torch.int64, 2, count)
     intervals = tuple(map(torch.from_numpy, (start, freq)))
-    maps.choose(uploaded, *intervals, leans(tilt), u, TURN, whole)
+    maps.choose(uploaded, *intervals, lean_of(tilt), u, TURN, slice(0, count))
     for n, message in enumerate(messages[::2]):
         expected = start[n] + dequantize.pop_places(message, freq[n], tilt[n])
         assert u[n].tolist() == expected.tolist()
     assert_same(uploaded, messages)
-    places = u.view(-1) - intervals[0].view(-1)
-    tilts.push_places(
-        uploaded, places, intervals[1].view(-1), leans(tilt.reshape(-1)), TURN * count
-    )
-    for n, message in enumerate(messages[::2]):
-        dequantize.push_places(message, u[n].numpy() - start[n], freq[n], tilt[n])
-    assert_same(uploaded, messages)
+    places, lean = (u - intervals[0]).view(-1), lean_of(tilt.reshape(-1))
+    tilts.push_places(uploaded, places, intervals[1].view(-1), lean, TURN * count)
     assert_same(uploaded, [Message.from_bytes(data, lanes) for data in before])
     assert (len(pops.grids), len(pushes.grids)) == (1, 1)
 
 
-def test_a_word_decides_whether_a_lane_takes_another():
-    """Which of its bits is looked at hangs on the lanes above, of which some wait for theirs."""
-    lanes, tilt, span = 8, 1, 8 * 4099
-    starts = tilt_starts()[TILT_MAX + tilt]
-    slot, mass = int(starts[3]), int(starts[4] - starts[3])
-    random = np.random.default_rng(0)
-    # The head after the first step is half of the stretch's length, rounded down: at the limit.
-    high = (4099 - 1) // 2 // mass
-    seen = set()
-    for _ in range(20):
-        messages = some(random, lanes, 40)
-        for message in messages[::2]:
-            for lane in range(lanes):
-                message.head[lane] = (high << 12) | slot
-    del seen, high
+STEEP = torch.zeros((3, 1, 20, 3), dtype=torch.int16)
+STEEP[..., 2] = -16
+
+
+def move_back_often(messages: rans.Messages) -> None:
+    """Along a map whose inverse gives bits back, wherever the last one has led."""
+    y, lowest = torch.full((3, 1, 1, 40), 17 << 10), messages.size.clone()
+    for _ in range(40):
+        pieces = layers.mixture(y, STEEP, (0, 0, 1), mixture_tables(), 10, forward=False)
+        layers.move(messages, lowest, y, pieces, 0, ALL, forward=False)
+
+
+def push_places(messages: rans.Messages) -> None:
+    places = torch.arange(120)
+    lean = lean_of(np.full(120, TILT_MAX))
+    tilts.push_places(messages, places, torch.full_like(places, 1 << 28), lean, 40 * ALL)
+
+
+@pytest.mark.parametrize("work", [move_back_often, push_places])
+def test_nothing_leaves_the_room(work):
+    """Who has no room left fails, whatever the bits say, and touches none of the others' words."""
+    random = np.random.default_rng(3)
+    messages = [random_message(random, 4, words) for words in (6, 3, 6)]
+    given = upload(messages, 2)
+    whole = poisoned(torch.int32, 5, given.tail.shape[1])  # with a guard before and behind
+    whole[1:4] = given.tail
+    ours = rans.Messages(given.head, whole[1:4], given.size)
+    work(ours)
+    assert ours.size.tolist() == [-1, -1, -1]
+    assert (whole[[0, 4]] == POISON).all()
+    before = whole.clone()
+    work(ours)
+    assert torch.equal(whole, before)
+
+
+def test_messages_that_are_too_short_fail_alone():
+    """Each way, and where a place is to be popped."""
+    random = np.random.default_rng(4)
+    messages = [random_message(random, 4, words) for words in (200, 0, 200)]
+    numbers = torch.zeros((3, 1, 9, 9), dtype=torch.int64)
+    for forward in (True, False):
+        uploaded, y = upload(messages, 60), numbers.clone()
+        said = torch.zeros((3, 5, 5, 3), dtype=torch.int16)
+        pieces = layers.mixture(y, said, (0, 0, 1), mixture_tables(), 10, forward)
+        # From short pieces to long ones, of which any number is one of many.
+        pieces[:] = torch.tensor([0, 1, 0, 1000], dtype=torch.int32)[:, None]
+        layers.move(uploaded, uploaded.size.clone(), y, pieces, 0, ALL, forward)
+        assert [size >= 0 for size in uploaded.size.tolist()] == [True, False, True]
+    uploaded, start = upload(messages), numbers.view(3, -1)
+    freq, tilt = torch.full_like(start, 1 << 28), lean_of(np.full(start.shape, -TILT_MAX))
+    maps.choose(uploaded, start, freq, tilt, start.clone(), ALL, slice(0, start.shape[1]))
+    assert [size >= 0 for size in uploaded.size.tolist()] == [True, False, True]

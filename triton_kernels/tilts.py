@@ -1,8 +1,11 @@
 """Places in intervals that lean to one side, popped and pushed a row of lanes at a time.
 
 Where an interval starts, a place is one of eight stretches, under its mass, and then a number that
-is uniform in it: `bitsback.dequantize` does both in one lane before the next lane begins. So a lane
-may put two words onto the tail, or take two, which lie side by side.
+is uniform in it: `bitsback.dequantize` does both in one lane before the next lane begins. Only one
+of the two steps takes a word, or puts one, as of any number: the least mass is 50 of 2**12, and no
+interval is longer than 2**28. So a head that the first step leaves low is at least 50 * 2**19, with
+its word at least 50 * 2**51, and a stretch of 2**25 at most leaves 50 * 2**26 of that, which is not
+low. A push is the mirror image.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from triton_kernels.rans import (
     check_messages,
     enter,
     leave,
+    put,
+    refill,
     warps,
 )
 from triton_kernels.uniform import pop_step, push_step
@@ -76,22 +81,12 @@ def pop_places(h, words, live, span, tilts, starts, at, known):
     left, length = tl.where(leaning, left, 0), tl.where(leaning, length, span)
     g = tl.where(leaning, mass * (h >> _BITS) + slot - start, h)
     first = leaning & (g < _HEAD_MIN)
-    # Whether a lane takes a second word may hang on its first one, and which one that is on the
-    # lanes above: they are settled from the highest one down, mostly all of them at once.
-    second, unsettled = known & (h < 0), live >= 0
-    begin, after, number = n.to(tl.int32), g, g
-    while unsettled:
-        needed = first.to(tl.int32) + second.to(tl.int32)
-        begin = live - tl.sum(needed, 0) + tl.cumsum(needed, 0) - needed
-        top = begin + needed - 1
-        word = tl.load(words + top, first & (top >= 0), other=0).to(tl.int64) & _LOW
-        after, number, low = pop_step(tl.where(first, (g << _WORD) | word, g), length)
-        unsettled = tl.sum(((known & low) != second).to(tl.int32), 0) > 0
-        second = known & low
-    word = tl.load(words + begin, second & (begin >= 0), other=0).to(tl.int64) & _LOW
+    _, _, second = pop_step(g, length)
+    second = known & second & ~first
+    word, live = refill(tl.zeros_like(h), words, live, first | second)
+    after, number, _ = pop_step(tl.where(first, (g << _WORD) | word, g), length)
     after = tl.where(second, (after << _WORD) | word, after)
-    asked = tl.sum(first.to(tl.int32) + second.to(tl.int32), 0)
-    return tl.where(known, after, h), tl.maximum(live - asked, -1), left + number
+    return tl.where(known, after, h), live, left + number
 
 
 @triton.jit
@@ -116,18 +111,10 @@ def push_places_kernel(
         left, length, start, mass = stretch(span, n, starts, lean)
         place, length = tl.where(leaning, place - left, place), tl.where(leaning, length, span)
         g, first = push_step(h, place, length)
-        first = known & first
         # g >= mass * 2**(63 - bits), written so that it cannot overflow.
         second = leaning & ((g >> (63 - _BITS)) >= mass)
-        count = first.to(tl.int32) + second.to(tl.int32)
-        total = tl.sum(count, 0)
-        fits = (live >= 0) & (live <= capacity - total)
-        to = live + tl.cumsum(count, 0) - count
-        room = tl.where(fits, capacity, -1)
-        tl.store(words + to, (h & _LOW).to(tl.int32), first & (to < room))
-        to += first.to(tl.int32)
-        tl.store(words + to, (g & _LOW).to(tl.int32), second & (to < room))
-        live = tl.where(fits, live + total, -1)
+        word = tl.where(first, h, g) & _LOW
+        live = put(word, words, live, capacity, known & (first | second))
         after = tl.where(second, g >> _WORD, g)
         quotient = after // mass
         after = (quotient << _BITS) + (after - quotient * mass) + start
@@ -145,8 +132,7 @@ def push_places(
     """Push places in intervals that may lean, in place; each message's first is met first.
 
     Args:
-        messages: Grow; each tail has room for a word a place, and for two a lane. One whose size is
-            -1 stays.
+        messages: Grow; each tail has room for a word a place. One whose size is -1 stays.
         places: int64 [n], places[i] in [0, freq[i]).
         freq: int64 [n], 1..2**28.
         lean: How they do, [n].
