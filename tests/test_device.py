@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import TINY_CHAIN, make_chain_model
+from chains import RICH_CHAIN, TINY_CHAIN, make_chain_model
 from interpreted import Runs
 from models import make_video_model
 
@@ -28,7 +28,18 @@ from flowarchive.models import form, light, offload, plan
 from flowarchive.models.answer import rehearse
 from flowarchive.models.form import Form
 from flowarchive.models.video import VideoModel
-from triton_kernels import convolution, filters, host, maps, picture, rans, search, stack
+from triton_kernels import (
+    convolution,
+    filters,
+    host,
+    layers,
+    maps,
+    picture,
+    rans,
+    search,
+    stack,
+    tilts,
+)
 from triton_kernels.link import Traffic
 
 SHAPES = [(4, 5), (2, 3), (2, 3)]
@@ -250,6 +261,31 @@ def test_flows_cross_over(kernels, monkeypatch):
     packed = pack_on(model, (kernels, None), given[0], "Y", 8)
     assert packed[0] == packed[1]
     assert len(moves.grids) == launches
+
+
+LAYER_KERNELS = [
+    (layers, "row_kernel"),
+    (layers, "mixture_kernel"),
+    (layers, "move_kernel"),
+    (maps, "affine_kernel"),
+    (tilts, "push_places_kernel"),
+]
+
+
+def test_flows_of_all_layers_are_unpacked(kernels, monkeypatch):
+    """Mixes, norms, couplings by mixtures, and places that lean, in a chunk that the CPU packs."""
+    runs = [Runs(monkeypatch, *kernel) for kernel in LAYER_KERNELS]
+    model = make_chain_model(seed=2, config=RICH_CHAIN)
+    chunk = [planes.Components(frame.luma) for frame in frames(2, 0, seed=6)]
+    message = Message(LANES)
+    account = model.for_rehearsal().push_frames(message, chunk, "Y", 8)
+    assert all(frame.popped for frame in account.statement().frames)
+    model.use(kernels)
+    unknown = [planes.blank([SHAPES[0]], "Y")] * 2
+    popped = model._device.pop_chunks([message], unknown, Form("Y", 8))
+    assert_same(popped[0], chunk)
+    assert message.is_drained
+    assert all(run.grids for run in runs)
 
 
 STRETCHED: dict[str, Any] = {
