@@ -37,8 +37,8 @@ class Session(Protocol):
     def keep(self, chunk: int, frame: int, start: Any, freq: Any, precision: int) -> None:
         """Keep intervals that the CPU has found."""
 
-    def push(self, head: Any, size: Any, words: Any) -> tuple[Any, Any, Any]:
-        """Push all that was kept; return heads, words and code lengths."""
+    def push(self, head: Any, size: Any, words: Any, least_gain: float) -> tuple[Any, Any, Any]:
+        """Push all that was kept; return heads, words, and entries of an account."""
 
     def take(self, words: Any, lanes: int) -> None:
         """Send words, to be unpacked."""
@@ -81,6 +81,7 @@ class Kernels(Protocol):
         phases: dict[str, Any],
         fineness: int,
         core: Any,
+        lengths: Any,
         curves: dict[int, Any],
         tables: dict[str, Any],
     ) -> Any:

@@ -58,12 +58,11 @@ def _sum(numbers: Int64, table: Int64) -> np.int64:
     """The sum in steps, each logarithm interpolated between entries of the table."""
     total = np.int64(0)
     for number in numbers:
-        exponent, rest = np.int64(0), number
+        exponent, mantissa = np.int64(_TOP), number
         for power in (32, 16, 8, 4, 2, 1):
-            if rest >> power:
-                rest >>= power
-                exponent += power
-        mantissa = number << (_TOP - exponent)
+            if mantissa >> (_TOP + 1 - power) == 0:
+                mantissa <<= power
+                exponent -= power
         i = (mantissa >> (_TOP - _PIECE_BITS)) & ((1 << _PIECE_BITS) - 1)
         part = (mantissa >> (_TOP - _PIECE_BITS - STEP_BITS)) & ((1 << STEP_BITS) - 1)
         step = (table[i + 1] - table[i]) * part + (1 << STEP_BITS >> 1) >> STEP_BITS

@@ -219,18 +219,20 @@ def test_a_chunk_is_packed_by_kernels_alone(alone, monkeypatch):
 
 
 def test_flows_cross_over(kernels, monkeypatch):
-    """Chunks of a `chain` model, packed by the CPU and unpacked by kernels, by flow and without.
+    """Chunks of a `chain` model, by flow and without; each goes its own way at a phase.
 
-    Each goes its own way at a phase.
+    Bytes and accounts are equal, whoever packed; and who unpacks them does not matter either. All
+    phases are decided about on the device: it is asked nothing until all is pushed.
     """
-    moves = Runs(monkeypatch, maps, "affine_kernel")
-    whose, find_turn = [], stack.Popper._turn
+    forth, back = (Runs(monkeypatch, maps, f"{name}_kernel") for name in ("dequantize", "logit"))
+    whose, find_turn = [], stack._turn
 
-    def spy(popper: stack.Popper, chunks: list[int]) -> torch.Tensor:
+    def spy(numbers: torch.Tensor, chunks: list[int]) -> torch.Tensor:
         whose.append(tuple(chunks))
-        return find_turn(popper, chunks)
+        return find_turn(numbers, chunks)
 
-    monkeypatch.setattr(stack.Popper, "_turn", spy)
+    monkeypatch.setattr(stack, "_turn", spy)
+    monkeypatch.setattr(sys.modules[__name__], "SHAPES", [(12, 12)])
     model = make_chain_model(seed=2)
     random = np.random.default_rng(1)
     texture = random.integers(-90, 90, (40, 40)).astype(np.int32)
@@ -241,26 +243,29 @@ def test_flows_cross_over(kernels, monkeypatch):
         for n, begin in enumerate((0, 25))
         for times in [range(begin, begin + 2)]
     ]
-    messages, bits = [], []
-    for chunk in given:
-        message = Message(LANES)
-        account = model.push_frames(message, chunk, "Y", 8)
-        bits.append([frame.popped for frame in account.statement().frames])
-        messages.append(message)
-    assert any(map(any, bits))
+    messages = [Message(LANES) for _ in given]
+    on_cpu = [
+        model.push_frames(message, chunk, "Y", 8)
+        for message, chunk in zip(messages, given, strict=True)
+    ]
+    assert any(frame.popped for account in on_cpu for frame in account.statement().frames)
     model.use(kernels)
+    ours = [Message(LANES) for _ in given]
+    accounts = model._device.push_chunks(ours, given, Form("Y", 8))
+    assert [message.to_bytes() for message in ours] == [m.to_bytes() for m in messages]
+    assert [account.statement() for account in accounts] == [a.statement() for a in on_cpu]
+    assert len(set(forth.grids)) == 1
+    traffic = kernels.link.traffic
+    assert (traffic.uploads, traffic.downloads) == (2, 3)
+
+    whose.clear()
     unknown = [planes.blank([(12, 12)], "Y")] * 2
-    popped = model._device.pop_chunks(messages, unknown, Form("Y", 8))
-    for ours, chunk, message in zip(popped, given, messages, strict=True):
-        assert_same(ours, chunk)
+    popped = model._device.pop_chunks(ours, unknown, Form("Y", 8))
+    for done, chunk, message in zip(popped, given, ours, strict=True):
+        assert_same(done, chunk)
         assert message.is_drained
-    assert set(moves.grids) == {(2,)}
+    assert set(back.grids) == {(2,)}
     assert set(whose) == {(0,), (1,), (0, 1)}
-    # Packing goes on on the CPU: to the same bytes.
-    launches = len(moves.grids)
-    packed = pack_on(model, (kernels, None), given[0], "Y", 8)
-    assert packed[0] == packed[1]
-    assert len(moves.grids) == launches
 
 
 LAYER_KERNELS = [
@@ -468,11 +473,14 @@ def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
     assert rehearse(model) is None
 
 
-FLOW_KERNELS = ["pop_base_kernel", "seen_kernel", "affine_kernel", "logit_kernel"]
+FLOW_KERNELS = [
+    *("dequantize_kernel", "shrinks_kernel", "push_base_kernel"),
+    *("pop_base_kernel", "seen_kernel", "affine_kernel", "logit_kernel"),
+]
 
 
 def test_flows_are_rehearsed(kernels, monkeypatch):
-    """All that unpacking by a flow launches is launched before a user's archive is."""
+    """All that packing and unpacking by a flow launch is launched before a user's archive is."""
     runs = [Runs(monkeypatch, maps, name) for name in FLOW_KERNELS]
     model = make_chain_model(seed=2)
     answer = model.known_answer()
@@ -480,16 +488,15 @@ def test_flows_are_rehearsed(kernels, monkeypatch):
     assert store.place(stored(model, kernels, monkeypatch), "cuda") == kernels.name
     assert all(run.grids for run in runs)
     # Phases of the two levels, of luma and chroma, of three frames, but those without samples.
-    assert len(runs[0].grids) == 36
+    assert len(runs[0].grids) == len(runs[3].grids) == 36
 
 
-@pytest.mark.parametrize("name", FLOW_KERNELS)
-def test_a_flow_that_cannot_be_launched_is_found_out(kernels, monkeypatch, caplog, name):
-    """One line, and the CPU for `auto`, before anything is unpacked."""
+def test_a_flow_that_cannot_be_launched_is_found_out(kernels, monkeypatch, caplog):
+    """One line, and the CPU for `auto`, before anything is packed."""
     model = make_chain_model(seed=2)
     answer = model.known_answer()
     monkeypatch.setattr(model, "known_answer", lambda: answer)
-    monkeypatch.setattr(maps, name, Broken())
+    monkeypatch.setattr(maps, "dequantize_kernel", Broken())
     one = stored(model, kernels, monkeypatch)
     assert store.place(one, "auto") == "cpu"
     (message,) = caplog.messages

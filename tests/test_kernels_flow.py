@@ -12,15 +12,18 @@ from flowarchive import int8
 from flowarchive.ans import Message
 from flowarchive.bitsback import Dequantizer, Uniform, dequantize
 from flowarchive.entropy import LogisticMixture
+from flowarchive.entropy.plain import code_length
 from flowarchive.errors import MessageExhausted
 from flowarchive.flows import layers
 from flowarchive.flows.couplings import Steering
 from flowarchive.flows.maps import SCALE_MAX, SHIFT_MAX, Affine, Base, Logit, core_table
 from flowarchive.flows.phase import PhaseFlow
-from triton_kernels import flow, host, maps, mixture, rans, tilts, uniform
+from flowarchive.lengths import log2_sum, log_table
+from triton_kernels import flow, host, lengths, maps, mixture, rans, tilts, uniform
 from triton_kernels import layers as device_layers
 
 SUPPORT = mixture.Support(-128, 127, 24)
+TABLE = torch.from_numpy(log_table().copy())
 # 1, 63, 64, 65 and 1000 samples as planes, in rows of lanes that are full, and that are not.
 SHAPES = [((1, 1), 1), ((7, 9), 64), ((8, 8), 64), ((5, 13), 64), ((25, 40), 256)]
 
@@ -28,9 +31,8 @@ SHAPES = [((1, 1), 1), ((7, 9), 64), ((8, 8), 64), ((5, 13), 64), ((25, 40), 256
 def grid(fineness: int, precision: int = SUPPORT.precision) -> maps.Grid:
     knots, images, _, _ = Logit(precision, fineness).tables
     core = core_table(fineness).copy()
-    return maps.Grid(
-        fineness, torch.from_numpy(core), precision, *map(torch.from_numpy, (knots, images))
-    )
+    curve = map(torch.from_numpy, (knots, images))
+    return maps.Grid(fineness, torch.from_numpy(core), precision, *curve, TABLE)
 
 
 def on_grid(random: np.random.Generator, fineness: int, *shape: int) -> np.ndarray:
@@ -83,11 +85,11 @@ def test_samples_go_onto_the_base(shape, lanes, fineness, precision, monkeypatch
 
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
 @pytest.mark.parametrize(("fineness", "precision"), [(4, 28), (10, 24), (14, 22)])
-def test_samples_move_along_the_logit(shape, lanes, fineness, precision, monkeypatch):
+def test_symbols_come_to_the_grid(shape, lanes, fineness, precision, monkeypatch):
     """From places in intervals of all widths, block by block, and back from arbitrary bits."""
     monkeypatch.setattr(dequantize, "_BLOCK", 512)
     monkeypatch.setattr(maps, "BLOCK", 512)
-    places = Runs(monkeypatch, maps, "choose_kernel")
+    places = Runs(monkeypatch, maps, "dequantize_kernel")
     moves = Runs(monkeypatch, maps, "logit_kernel")
     count = shape[0] * shape[1]
     random = np.random.default_rng(count)
@@ -97,32 +99,67 @@ def test_samples_move_along_the_logit(shape, lanes, fineness, precision, monkeyp
     widest = (1 << precision) - start
     freq = np.minimum(widest, 1 << random.integers(0, precision + 1, (2, count)))
     uploaded = upload(messages, 2 * count)
-    lowest, y = uploaded.size.clone(), poisoned(torch.int64, 2, count)
-    intervals = tuple(map(torch.from_numpy, (start, freq)))
-    blocks = [slice(i, min(i + 512, count)) for i in range(0, count, 512)]
-    for block in reversed(blocks):
-        maps.choose(uploaded, *intervals, None, y, TURN, block)
-        maps.logit(uploaded, lowest, y, TURN, table, block, forward=True)
+    intervals = (torch.from_numpy(array.astype(np.int32)) for array in (start, freq))
+    y = maps.dequantize(uploaded, *intervals, None, TURN, table)
     logit = Logit(precision, fineness)
     chosen = Dequantizer(logit)
     for n, message in enumerate(messages[::2]):
         expected = chosen.forward(message, Uniform(), start[n], freq[n])
         assert y[n].tolist() == expected.tolist()
     assert_same(uploaded, messages)
-    assert (lowest <= uploaded.size).all()
 
     y = on_grid(random, fineness, 2, count)
     messages = some(random, lanes, 2 * count + 4)
     uploaded, moved = upload(messages, 2 * count), torch.from_numpy(y.copy())
+    lowest = uploaded.size.clone()
+    blocks = [slice(i, min(i + 512, count)) for i in range(0, count, 512)]
     for block in blocks:
-        maps.logit(uploaded, uploaded.size.clone(), moved, TURN, table, block, forward=False)
+        maps.logit(uploaded, lowest, moved, TURN, table, block)
     for n, message in enumerate(messages[::2]):
         for block in blocks:
             expected = Uniform().inverse(message, y[n, block], logit)
             assert moved[n, block].tolist() == expected.tolist()
     assert_same(uploaded, messages)
-    assert len(places.grids) == len(blocks)
-    assert len(moves.grids) == 2 * len(blocks)
+    assert (lowest <= uploaded.size).all()
+    assert len(places.grids) == 1
+    assert len(moves.grids) == len(blocks)
+
+
+@pytest.mark.parametrize("shape", [shape for shape, _ in SHAPES])
+@pytest.mark.parametrize(("fineness", "precision"), [(4, 28), (10, 24), (14, 22)])
+def test_what_the_logit_shrinks_by(shape, fineness, precision, monkeypatch):
+    """In whole steps, which the CPU's sum is too; nothing of who does not take part."""
+    monkeypatch.setattr(maps, "SQUARES", 64)
+    monkeypatch.setattr(maps, "PROGRAMS", 2)
+    runs = Runs(monkeypatch, maps, "shrinks_kernel")
+    random = np.random.default_rng(shape[0])
+    y = on_grid(random, fineness, 2, shape[0] * shape[1])
+    steps = maps.shrinks(torch.from_numpy(y), TURN, grid(fineness, precision))
+    pieces = [Logit(precision, fineness).segments_of(values) for values in y]
+    expected = [log2_sum(piece.w) - log2_sum(piece.v) for piece in pieces]
+    assert (steps.numpy() / (1 << 20)).tolist() == [expected[0], 0, expected[1]]
+    assert runs.grids == [(3, 2)]
+
+
+def test_heights_and_lengths(monkeypatch):
+    """Of heads at both ends of their range, and of intervals of every width: whole steps."""
+    tall = Runs(monkeypatch, lengths, "heights_kernel")
+    long = Runs(monkeypatch, lengths, "code_lengths_kernel")
+    monkeypatch.setattr(lengths, "BLOCK", 64)
+    random = np.random.default_rng(5)
+    for lanes in (1, 4, 256):
+        messages = [Message(lanes), *some(random, lanes, 9)]
+        found = lengths.heights(upload(messages), TABLE).numpy() / (1 << 20)
+        assert found.tolist() == [message.bits for message in messages]
+    counts = [1, 0, 63, 64, 65, 1000]
+    freq = (1 << random.integers(0, 31, sum(counts))) - random.integers(0, 2, sum(counts))
+    freq = freq.clip(1).astype(np.int32)
+    begins = np.cumsum([0, *counts[:-1]])
+    segments = torch.tensor([[b, c, 28] for b, c in zip(begins, counts, strict=True)])
+    found = lengths.code_lengths(torch.from_numpy(freq), segments, TABLE).numpy() / (1 << 20)
+    parts = np.split(freq.astype(np.uint32), begins[1:])
+    assert found.tolist() == [code_length(part, 1 << 28) for part in parts]
+    assert (len(tall.grids), long.grids) == (3, [(6,)])
 
 
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
@@ -143,7 +180,8 @@ def test_parts_move_by_what_a_layer_says(shape, lanes, fineness, monkeypatch):
         before = [message.to_bytes() for message in messages]
         uploaded, moved = upload(messages, rows * columns), torch.from_numpy(y.copy())
         steering = torch.from_numpy(outputs), (part, parameter, 3), TURN, grid(fineness)
-        maps.affine(uploaded, uploaded.size.clone(), moved, *steering, forward=True)
+        steps, shrunk = torch.full((3,), 7), [0.0] * 3
+        maps.affine(uploaded, steps, moved, *steering, forward=True)
         expected = y.copy()
         for n, message in enumerate(messages[::2]):
             place = layers.part_of(expected[n], part)
@@ -152,8 +190,11 @@ def test_parts_move_by_what_a_layer_says(shape, lanes, fineness, monkeypatch):
             most = SHIFT_MAX << fineness
             scale = own[..., 3 + parameter].reshape(-1).clip(-SCALE_MAX, SCALE_MAX)
             map = Affine(shift.clip(-most, most), scale, fineness)
+            pieces = map.segments(place.reshape(-1))
+            shrunk[2 * n] = log2_sum(pieces.w) - log2_sum(pieces.v)
             place[:] = Uniform().forward(message, place.reshape(-1), map).reshape(place.shape)
         assert np.array_equal(moved.numpy(), expected)
+        assert ((steps.numpy() - 7) / (1 << 20)).tolist() == shrunk
         assert_same(uploaded, messages)
         launched += expected[:, :, maps.PARTS[part][0] :: 2, maps.PARTS[part][1] :: 2].size > 0
         maps.affine(uploaded, uploaded.size.clone(), moved, *steering, forward=False)
@@ -290,8 +331,10 @@ def test_phases_go_through_their_flow(shape, config, monkeypatch):
     phase = flow_of(model, "intra_luma", 1)
     context = phase.context(torch.from_numpy(states))
     whole, turn = (3, *shape), torch.arange(4)
-    intervals = (torch.from_numpy(array.astype(np.int64)) for array in (start, freq))
-    phase.push(uploaded, *intervals, turn, grid(fineness), context, whole)
+    intervals = [torch.from_numpy(array.astype(np.int32)) for array in (start, freq)]
+    parts = np.split(freq, 3)
+    logs = torch.tensor([int(log2_sum(part) * (1 << 20)) for part in parts])
+    cost = phase.push(uploaded, *intervals, logs, turn, grid(fineness), context, whole)
     for m, message in enumerate(messages):
         part, own = slice(m * count, (m + 1) * count), slice(m * shape[0], (m + 1) * shape[0])
         seen = couplings.context((states[own].astype(np.int16) + int8.ZERO).astype(np.uint8))
@@ -302,7 +345,8 @@ def test_phases_go_through_their_flow(shape, config, monkeypatch):
             with pytest.raises(MessageExhausted):
                 on_cpu.push(message, start[part], freq[part], steering)
         else:
-            on_cpu.push(message, start[part], freq[part], steering)
+            expected = on_cpu.push(message, start[part], freq[part], steering)
+            assert expected == tuple(column[m].item() / (1 << 20) for column in cost)
     assert uploaded.size.tolist() == [messages[0].size, messages[1].size, -1]
     assert_same(rans.Messages(*(tensor[:2].contiguous() for tensor in uploaded)), messages[:2])
 
@@ -317,10 +361,10 @@ def test_phases_go_through_their_flow(shape, config, monkeypatch):
     assert uploaded.size[2] == -1
     assert uploaded.size.tolist()[:2] == [9 * count, 9 * count]
     assert (lowest <= uploaded.size).all()
-    assert len(blocks.grids) == 2 * -(-count // 16)
+    assert len(blocks.grids) == -(-count // 16)
     parts = [4, 0, 0, 0] if config is TINY_CHAIN else [4 + 2, 7, 2, 0]
     taken = [2 * count for count in parts]  # each way
-    taken[3] = len(blocks.grids) // 2 * (config is RICH_CHAIN)
+    taken[3] = len(blocks.grids) * (config is RICH_CHAIN)
     assert [len(run.grids) for run in moves] == taken
 
 

@@ -15,13 +15,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triton_kernels import convolution, layers, maps, mixture, tilts, uniform
+from triton_kernels import convolution, layers, lengths, maps, mixture, tilts, uniform
 from triton_kernels.maps import PARTS, Grid
 from triton_kernels.rans import Messages
 from triton_kernels.steps import INNER, OUTER, Arrays, LayerArrays
 
 _WORD = 32
 _LOGIT_BITS, _TILT_BITS = 18, 4
+
+
+class Cost(NamedTuple):
+    """What pushing phases took and gave, int64 [messages] each, in steps of 2**-20 bits.
+
+    Attributes:
+        ideal: -log2 p of the symbols by the flow.
+        popped: What dequantization took.
+        lowest: The messages' least heights between what moves samples.
+    """
+
+    ideal: Tensor
+    popped: Tensor
+    lowest: Tensor
 
 
 class Flow:
@@ -36,7 +50,7 @@ class Flow:
         device: Where it is to work.
 
     Attributes:
-        words: Of a message for each sample, more than which popping never gives back.
+        words: Of a message for each sample: popping never gives back more, nor do layers take more.
 
     Raises:
         ValueError: A layer has a shape that no kernel covers.
@@ -102,38 +116,45 @@ class Flow:
         messages: Messages,
         start: Tensor,
         freq: Tensor,
+        logs: Tensor,
         turn: Tensor,
         grid: Grid,
         context: Tensor,
         shape: tuple[int, int, int, int],
-    ) -> Tensor:
+    ) -> Cost:
         """Push symbols, with bits that come back when they are popped.
 
         Args:
             messages: Give and take bits, in place; each tail has room for two words a symbol. Sizes
                 become -1 where there are too few words, and what else there is is unspecified.
-            start: Left ends of the symbols' intervals, int64 [n], message after message.
+            start: Left ends of the symbols' intervals, int32 [n], message after message.
             freq: Their widths, alike.
+            logs: The sums of the widths' logarithms, int64 [messages], in steps.
             turn: Who takes part; see `maps`.
             grid: Tables.
             context: Of all planes, from `context`.
             shape: (messages taking part, planes of each, rows, columns).
 
         Returns:
-            The messages' least sizes on the way, int32 [messages].
+            What it took and gave; numbers of who does not take part say nothing.
         """
-        lowest = messages.size.clone()
-        begin, width = (values.view(shape[0], -1) for values in (start, freq))
-        line, lean = torch.zeros_like(begin), self.lean(context, shape)
-        for block in reversed(_blocks(line.shape[1])):
-            maps.choose(messages, begin, width, lean, line, turn, block)
-            maps.logit(messages, lowest, line, turn, grid, block, forward=True)
+        lean, held = self.lean(context, shape), lengths.heights(messages, grid.lengths)
+        line = maps.dequantize(
+            messages, start.view(shape[0], -1), freq.view(shape[0], -1), lean, turn, grid
+        )
+        lowest = lengths.heights(messages, grid.lengths)
+        shrinks = maps.shrinks(line, turn, grid)
+        popped = logs if lean is None else held - lowest + shrinks
+        ideal = shrinks - popped
         y = line.view(shape)
         for step in self._steps:
             for move in step.moves(y, context, turn, grid):
-                move(messages, lowest, True)
+                move(messages, ideal, True)
+            lowest = torch.minimum(lowest, lengths.heights(messages, grid.lengths))
+        ideal -= maps.shrinks(line, turn, grid)
+        ideal += (turn.diff() * line.shape[1] * grid.precision) << lengths.STEP_BITS
         maps.push_base(messages, line, turn, grid)
-        return lowest
+        return Cost(ideal, popped, lowest)
 
     def pop(
         self,
@@ -150,7 +171,7 @@ class Flow:
         """Undo `push`.
 
         Args:
-            messages: As in `push`.
+            messages: As in `push`; each tail has room for a word a symbol.
             lowest: int32 [messages], lowered to the least sizes on the way, above which words may
                 be others.
             mixtures: Of the symbols, int32 [n, K]; see `mixture.intervals`.
@@ -174,7 +195,7 @@ class Flow:
         each = [values.view(*line.shape, values.shape[1]) for values in mixtures]
         lean = self.lean(context, shape)
         for block in _blocks(count):
-            maps.logit(messages, lowest, line, turn, grid, block, forward=False)
+            maps.logit(messages, lowest, line, turn, grid, block)
             u = line[:, block].reshape(-1)
             mean, scale, weight = (v[:, block].flatten(0, 1).contiguous() for v in each)
             found, places, freq = mixture.lookup(u, mean, scale, weight, support, tables)

@@ -76,6 +76,7 @@ class Host:
         phases: Mapping[str, Sequence[tuple[Arrays, Sequence[tuple[Any, ...]], Arrays | None]]],
         fineness: int,
         core: NDArray[np.int64],
+        lengths: NDArray[np.int64],
         curves: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
         tables: Mapping[str, NDArray[Any]],
     ) -> flow.Flows:
@@ -86,7 +87,8 @@ class Host:
             phases: By the name of the networks, of each phase the context's layer; of each of the
                 flow's what `steps.LayerArrays` has; and the tilts', None where there are none.
             fineness: Of the flows' grid.
-            core: See `flow.Grid`.
+            core: See `maps.Grid`.
+            lengths: Alike.
             curves: The logit's knots and images by the precision of symbols' intervals.
             tables: Those of the format: "sigmoid", "reciprocals", "weights", "knots", "images" and
                 "starts"; see `layers.Tables` and `tilts.Lean`.
@@ -109,10 +111,15 @@ class Host:
             ]
             for name, group in phases.items()
         }
-        half = _tensor(core).to(device)
+        half, steps = (_tensor(table).to(device) for table in (core, lengths))
         grids = {
             precision: maps.Grid(
-                fineness, half, precision, _tensor(knots).to(device), _tensor(images).to(device)
+                fineness,
+                half,
+                precision,
+                _tensor(knots).to(device),
+                _tensor(images).to(device),
+                steps,
             )
             for precision, (knots, images) in curves.items()
         }
@@ -133,7 +140,8 @@ class Host:
 
         Args:
             tables: Those of the format: "sigmoid", "reciprocals", "logs", "weights", "costs",
-                "moves", "rates", "bits", "magnitudes" and "constants"; see `session.Frozen`.
+                "moves", "lengths", "rates", "bits", "magnitudes" and "constants"; see
+                `session.Frozen`.
             nets: See `session.Model`.
             filters: Alike, int32.
             parts: Of a frame, what `session.Part` has.
@@ -155,12 +163,12 @@ class Host:
         there = {name: _tensor(table) for name, table in tables.items()}
         probabilities = mixture.tables(there["sigmoid"], there["reciprocals"], device)
         seen = features.tables(there["logs"], device)
-        weights, costs, moves, *prices, constants = (
-            there[name].to(device)
-            for name in ("weights", "costs", "moves", "rates", "bits", "magnitudes", "constants")
+        names = "weights", "costs", "moves", "lengths", "rates", "bits", "magnitudes", "constants"
+        weights, costs, moves, lengths, *prices, constants = (
+            there[name].to(device) for name in names
         )
         return Frozen(
-            probabilities, seen, linear.taps(device), weights, costs, moves,
+            probabilities, seen, linear.taps(device), weights, costs, moves, lengths,
             search.Prices(*prices), constants,
         )  # fmt: skip
 

@@ -21,8 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import EXACT, check
+from triton_kernels.checks import EXACT, SERIAL, check
 from triton_kernels.convolution import clamp
+from triton_kernels.lengths import ENTRIES, log2
 from triton_kernels.maps import (
     _RANGE,
     _SCALE_MAX,
@@ -201,12 +202,14 @@ def mixture_kernel(
 
 @triton.jit
 def move_kernel(
-    head, tail, size, lowest, y, pieces, count, turn, planes, rows, columns, down, right, capacity,
+    head, tail, size, along, y, pieces, table, count, turn, planes, rows, columns, down, right,
+    capacity,
     FORWARD: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program moves one part of one message's squares; see `move`."""
     i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
-    least = tl.minimum(tl.load(lowest + i_m), live)
+    least = live
+    shrinks = tl.zeros((LANES,), tl.int64)
     each = planes * ((rows - down + 1) // 2) * ((columns - right + 1) // 2)
     # 32 bits, as all samples are counted in: a row's divisions are serial.
     begin = (tl.load(turn + i_m) * each).to(tl.int32)
@@ -225,10 +228,13 @@ def move_kernel(
         z = tl.load(place, known, other=0)
         h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
         tl.store(place, moved, known)
+        if FORWARD:
+            shrinks += tl.where(known, log2(w, table) - log2(v, table), 0)
         row += -LANES if FORWARD else LANES
         left -= 1
     leave(head, size, h, live, LANES)
-    tl.store(lowest + i_m, least)
+    before = tl.load(along + i_m)
+    tl.store(along + i_m, before + tl.sum(shrinks, 0) if FORWARD else tl.minimum(before, least))
 
 
 def row(y: Tensor, part: int, constants: Tensor, grid: Grid, forward: bool) -> Tensor:
@@ -313,11 +319,12 @@ def mixture(
 
 def move(
     messages: Messages,
-    lowest: Tensor,
+    along: Tensor,
     y: Tensor,
     pieces: Tensor,
     part: int,
     turn: Tensor,
+    grid: Grid,
     forward: bool,
 ) -> None:
     """Move one part of all squares along pieces, in place.
@@ -325,11 +332,12 @@ def move(
     Args:
         messages: Give the choices and take back what tells them, in place; each tail has room for a
             word a sample. Their sizes become -1 where it, or words, do not suffice.
-        lowest: int32 [messages], lowered to the least size on the way.
+        along: What is kept on the way; see `maps.affine`.
         y: On the grid, int64 [taking part, planes, rows, columns].
         pieces: Of the part's samples, from `row` or `mixture`.
         part: That is moved.
         turn: Who takes part; see `maps`.
+        grid: Tables.
         forward: As an encoder does, the last row first; the inverse begins with the first.
 
     Raises:
@@ -343,11 +351,12 @@ def move(
     count = y[:, :, down::2, right::2].numel()
     check("pieces", pieces, torch.int32, [4, count], device)
     check("turn", turn, torch.int64, [number + 1], device)
-    check("lowest", lowest, torch.int32, [number], device)
+    check("along", along, torch.int64 if forward else torch.int32, [number], device)
+    check("lengths", grid.lengths, torch.int64, [ENTRIES], device)
     if count:
         move_kernel[(number,)](
-            *messages, lowest, y, pieces, count, turn, planes, rows, columns, down, right,
-            capacity, FORWARD=forward, LANES=lanes, num_warps=warps(lanes), **EXACT,
+            *messages, along, y, pieces, grid.lengths, count, turn, planes, rows, columns, down,
+            right, capacity, FORWARD=forward, LANES=lanes, num_warps=warps(lanes), **SERIAL,
         )  # fmt: skip
 
 

@@ -22,13 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import EXACT, check, check_pixels
+from triton_kernels.checks import EXACT, SERIAL, check, check_pixels
 from triton_kernels.convolution import clamp
+from triton_kernels.lengths import ENTRIES, log2
 from triton_kernels.rans import (
     _HEAD_MIN,
     MAX_PRECISION,
     Messages,
     check_messages,
+    divide,
     enter,
     leave,
     refill,
@@ -45,7 +47,8 @@ BLOCK = 1 << 12
 """Samples between whose places and whose steps along the logit nothing else is coded."""
 
 CORE_SCALES = 49
-SQUARES = 256  # that a program looks at
+SQUARES = 256  # or samples, that a program looks at together
+PROGRAMS = 64  # that sum what a message's samples shrink by
 
 _RANGE, _CORE = tl.constexpr(17), tl.constexpr(8)
 _SCALE_MAX, _SHIFT_MAX = tl.constexpr(24), tl.constexpr(3)
@@ -62,6 +65,7 @@ class Grid(NamedTuple):
         precision: Of the symbols' intervals.
         knots: int64 [K + 1], the logit's, in u: ascending from 0 to 2**precision, none twice.
         images: int64 [K + 1], where they are on the grid, alike.
+        lengths: int64 [1025], see `lengths`.
     """
 
     fineness: int
@@ -69,6 +73,7 @@ class Grid(NamedTuple):
     precision: int
     knots: Tensor
     images: Tensor
+    lengths: Tensor
 
 
 @triton.jit
@@ -111,61 +116,92 @@ def affine_piece(z, shift, half, fineness, FORWARD: tl.constexpr):
 
 
 @triton.jit
-def choose_kernel(
-    head, tail, size, start, freq, tilts, starts, y, turn, each, first, count, capacity,
-    LANES: tl.constexpr,
+def dequantize_kernel(
+    head, tail, size, start, freq, tilts, starts, y, turn, knots, images, each, pieces, capacity,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """One program chooses the places of some of one message's symbols; see `choose`."""
+    """One program brings the symbols of one message to the grid; see `dequantize`."""
     i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
-    row = tl.load(turn + i_m) * each + first
-    stop = tl.where(tl.load(turn + i_m + 1) * each > row, row + count, row)
-    while (row < stop) & (live >= 0):
-        at = row + lane
-        known = at < stop
-        span = tl.load(freq + at, known, other=1)
-        if tilts is None:
-            h, live, place = pop_row(h, words, live, span, known)
-        else:
-            h, live, place = pop_places(h, words, live, span, tilts, starts, at, known)
-        tl.store(y + at, tl.load(start + at, known, other=0) + place, known)
-        row += LANES
+    begin = tl.load(turn + i_m)
+    stop = tl.where(tl.load(turn + i_m + 1) > begin, each, 0)
+    start, freq, y = start + begin * each, freq + begin * each, y + begin * each
+    while (stop > 0) & (live >= 0):
+        first = (stop - 1) // BLOCK * BLOCK
+        row = first
+        while (row < stop) & (live >= 0):
+            known = row + lane < stop
+            span = tl.load(freq + row + lane, known, other=1).to(tl.int64)
+            if tilts is None:
+                h, live, place = pop_row(h, words, live, span, known)
+            else:
+                to = begin * each + row + lane
+                h, live, place = pop_places(h, words, live, span, tilts, starts, to, known)
+            tl.store(y + row + lane, tl.load(start + row + lane, known, other=0) + place, known)
+            row += LANES
+        tl.debug_barrier()
+        while (row > first) & (live >= 0):
+            row -= LANES
+            known = row + lane < stop
+            z = tl.load(y + row + lane, known, other=0)
+            x0, w, y0, v = piece(knots, images, z, pieces, STEPS)
+            h, live, _, moved = move_row(h, words, live, live, capacity, z, x0, w, y0, v, known)
+            tl.store(y + row + lane, moved, known)
+        stop = first
     leave(head, size, h, live, LANES)
 
 
 @triton.jit
 def logit_kernel(
-    head, tail, size, lowest, y, turn, line, other, each, first, count, pieces, capacity,
-    FORWARD: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
+    head, tail, size, lowest, y, turn, images, knots, each, first, count, pieces, capacity,
+    STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """One program moves some samples of one message from one side to the other; see `logit`."""
+    """One program moves some samples of one message back along the logit; see `logit`."""
     i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     least = tl.minimum(tl.load(lowest + i_m), live)
-    begin = tl.load(turn + i_m) * each + first
-    stop = tl.where(tl.load(turn + i_m + 1) * each > begin, begin + count, begin)
-    left = (stop - begin + LANES - 1) // LANES
-    row = begin + (left - 1) * LANES if FORWARD else begin
-    while (left > 0) & (live >= 0):
+    row = tl.load(turn + i_m) * each + first
+    stop = tl.where(tl.load(turn + i_m + 1) * each > row, row + count, row)
+    while (row < stop) & (live >= 0):
         at = row + lane
         known = at < stop
         z = tl.load(y + at, known, other=0)
-        x0, w, y0, v = piece(line, other, z, pieces, STEPS)
+        x0, w, y0, v = piece(images, knots, z, pieces, STEPS)
         h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
         tl.store(y + at, moved, known)
-        row += -LANES if FORWARD else LANES
-        left -= 1
+        row += LANES
     leave(head, size, h, live, LANES)
     tl.store(lowest + i_m, least)
 
 
 @triton.jit
+def shrinks_kernel(
+    y, turn, knots, images, table, out, each, pieces, STEPS: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program looks at a part of one message's samples; see `shrinks`."""
+    i_m, i_p = tl.program_id(0), tl.program_id(1)
+    begin = tl.load(turn + i_m) * each
+    end = tl.load(turn + i_m + 1) * each
+    total = tl.zeros((BLOCK,), tl.int64)
+    row = begin + i_p * BLOCK
+    while row < end:
+        at = row + tl.arange(0, BLOCK)
+        known = at < end
+        _, w, _, v = piece(images, knots, tl.load(y + at, known, other=0), pieces, STEPS)
+        total += tl.where(known, log2(v, table) - log2(w, table), 0)
+        row += PARTS * BLOCK
+    tl.store(out + i_m * PARTS + i_p, tl.sum(total, 0))
+
+
+@triton.jit
 def affine_kernel(
-    head, tail, size, lowest, y, outputs, core, turn, planes, rows, columns, down, right,
+    head, tail, size, along, y, outputs, core, table, turn, planes, rows, columns, down, right,
     squares_h, squares_w, parameter, moved_parts, fineness, capacity,
     FORWARD: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program moves one part of one message's squares; see `affine`."""
     i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
-    least = tl.minimum(tl.load(lowest + i_m), live)
+    least = live
+    shrinks = tl.zeros((LANES,), tl.int64)
     plane = tl.load(turn + i_m) * planes
     part_h, part_w = (rows - down + 1) // 2, (columns - right + 1) // 2
     area = part_h * part_w
@@ -189,10 +225,13 @@ def affine_kernel(
         x0, w, y0, v = affine_piece(z, shift, half, fineness, FORWARD)
         h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
         tl.store(place, moved, known)
+        if FORWARD:
+            shrinks += tl.where(known, log2(w, table) - log2(v, table), 0)
         row += -LANES if FORWARD else LANES
         left -= 1
     leave(head, size, h, live, LANES)
-    tl.store(lowest + i_m, least)
+    before = tl.load(along + i_m)
+    tl.store(along + i_m, before + tl.sum(shrinks, 0) if FORWARD else tl.minimum(before, least))
 
 
 @triton.jit
@@ -225,7 +264,7 @@ def push_base_kernel(
         freq = tl.load(knots + k + 1) - start
         full = known & ((h >> (63 - precision)) >= freq)
         g, live = spill(h, words, live, capacity, full)
-        quotient = g // freq
+        quotient = divide(g, freq)
         h = tl.where(known, (quotient << precision) + (g - quotient * freq) + start, h)
     leave(head, size, h, live, LANES)
 
@@ -281,65 +320,58 @@ def seen_kernel(
         tl.store(second + at * second_pitch + part, steps, at < squares)
 
 
-def choose(
+def dequantize(
     messages: Messages,
     start: Tensor,
     freq: Tensor,
     lean: Lean | None,
-    y: Tensor,
     turn: Tensor,
-    part: slice,
-) -> None:
-    """Pop a place in each symbol's interval; the inverse finds the symbols and pushes the places.
+    grid: Grid,
+) -> Tensor:
+    """Choose a place in each symbol's interval and move it to the grid, block by block.
 
     Args:
-        messages: Give the bits that choose, in place. Their sizes become -1 where words do not
-            suffice.
-        start: Left ends of intervals, int64 [taking part, n].
-        freq: Their widths, alike, 1..2**31; at most 2**28 where places lean.
+        messages: Give the bits that choose, in place; each tail has room for a word a symbol. Their
+            sizes become -1 where it, or words, do not suffice.
+        start: Left ends of intervals, int32 [taking part, n].
+        freq: Their widths, alike.
         lean: How places do, of as many symbols; None where none does.
-        y: Receives u, alike.
         turn: Who takes part; see the module.
-        part: Which symbols of each message.
+        grid: Tables.
+
+    Returns:
+        int64 [taking part, n], on the grid.
 
     Raises:
         TypeError: A tensor has another type.
         ValueError: A shape, a device or a layout is another.
     """
-    number, lanes, capacity = check_messages(messages)
-    device = messages.head.device
-    shape = list(check("start", start, torch.int64, [None, None], device).shape)
-    check("freq", freq, torch.int64, shape, device)
-    tilts, starts = (None, None) if lean is None else check_lean(lean, shape, device)
-    check("y", y, torch.int64, shape, device)
-    check("turn", turn, torch.int64, [number + 1], device)
+    size = list(check("start", start, torch.int32, [None, None], messages.head.device).shape)
+    check("freq", freq, torch.int32, size, start.device)
+    tilts, starts = (None, None) if lean is None else check_lean(lean, size, start.device)
+    y = torch.zeros(size, dtype=torch.int64, device=start.device)
+    shape = _check(messages, y, [None] * 2, turn, grid)
     if y.numel():
-        choose_kernel[(number,)](
-            *messages, start, freq, tilts, starts, y, turn, y.shape[1], part.start,
-            part.stop - part.start, capacity, LANES=lanes, num_warps=warps(lanes), **EXACT,
+        dequantize_kernel[(shape.number,)](
+            *messages, start, freq, tilts, starts, y, turn, grid.knots, grid.images, y.shape[1],
+            shape.pieces, shape.capacity, STEPS=shape.steps, BLOCK=BLOCK, LANES=shape.lanes,
+            num_warps=warps(shape.lanes), **SERIAL,
         )  # fmt: skip
+    return y
 
 
 def logit(
-    messages: Messages,
-    lowest: Tensor,
-    y: Tensor,
-    turn: Tensor,
-    grid: Grid,
-    part: slice,
-    forward: bool,
+    messages: Messages, lowest: Tensor, y: Tensor, turn: Tensor, grid: Grid, part: slice
 ) -> None:
-    """Move some samples along the logit, in place.
+    """Move some samples from the grid back along the logit, in place.
 
     Args:
-        messages: Give the choices and take back what tells them, in place; each tail has room for a
-            word a sample. Their sizes become -1 where it, or words, do not suffice.
+        messages: As in `dequantize`.
         lowest: int32 [messages], lowered to the least size on the way.
-        y: int64 [taking part, n]: u in [0, 2**precision), and on the grid.
-        turn: As in `choose`.
+        y: int64 [taking part, n]: on the grid, and afterwards u in [0, 2**precision).
+        turn: As in `dequantize`.
         grid: Tables.
-        part: As in `choose`.
-        forward: From u to the grid, the last row first; the inverse begins with the first.
+        part: Which samples of each message.
 
     Raises:
         TypeError: A tensor has another type.
@@ -347,18 +379,44 @@ def logit(
     """
     shape = _check(messages, y, [None] * 2, turn, grid)
     check("lowest", lowest, torch.int32, [shape.number], y.device)
-    sides = (grid.knots, grid.images) if forward else (grid.images, grid.knots)
     if y.numel():
         logit_kernel[(shape.number,)](
-            *messages, lowest, y, turn, *sides, y.shape[1], part.start, part.stop - part.start,
-            shape.pieces, shape.capacity, FORWARD=forward, STEPS=shape.steps, LANES=shape.lanes,
-            num_warps=warps(shape.lanes), **EXACT,
+            *messages, lowest, y, turn, grid.images, grid.knots, y.shape[1], part.start,
+            part.stop - part.start, shape.pieces, shape.capacity, STEPS=shape.steps,
+            LANES=shape.lanes, num_warps=warps(shape.lanes), **SERIAL,
         )  # fmt: skip
+
+
+def shrinks(y: Tensor, turn: Tensor, grid: Grid) -> Tensor:
+    """Return what the logit shrinks samples by, where they have come to.
+
+    Args:
+        y: On the grid, int64 [taking part, n].
+        turn: As in `dequantize`.
+        grid: Tables.
+
+    Returns:
+        int64 [messages], sums in steps of 2**-20 bits; 0 of who does not take part.
+
+    Raises:
+        TypeError: A tensor has another type.
+        ValueError: A shape, a device or a layout is another.
+    """
+    device = check("y", y, torch.int64, [None, None]).device
+    number = check("turn", turn, torch.int64, [None], device).numel() - 1
+    pieces = _check_grid(grid, device)
+    out = torch.empty((number, PROGRAMS), dtype=torch.int64, device=device)
+    if number:
+        shrinks_kernel[(number, PROGRAMS)](
+            y, turn, grid.knots, grid.images, grid.lengths, out, y.shape[1], pieces,
+            STEPS=(pieces - 1).bit_length(), PARTS=PROGRAMS, BLOCK=SQUARES, **EXACT,
+        )  # fmt: skip
+    return out.sum(1)
 
 
 def affine(
     messages: Messages,
-    lowest: Tensor,
+    along: Tensor,
     y: Tensor,
     outputs: Tensor,
     parts: tuple[int, int, int],
@@ -369,14 +427,15 @@ def affine(
     """Move one part of all squares by what a coupling's last layer says of them, in place.
 
     Args:
-        messages: As in `logit`.
-        lowest: As in `logit`.
+        messages: As in `dequantize`.
+        along: What is kept on the way. Forward, int64 [messages], to which the steps of 2**-20 bits
+            are added that samples shrink by; back, int32 [messages], lowered to the least sizes.
         y: On the grid, int64 [taking part, planes, rows, columns].
         outputs: Of squares, int16 [all planes, (rows + 1) // 2, (columns + 1) // 2, 2 * moved]:
             shifts in 1/256, then scale indices.
         parts: The part; its place among those that the coupling moves; and their number.
-        turn: As in `choose`.
-        grid: As in `logit`.
+        turn: As in `dequantize`.
+        grid: Tables.
         forward: As an encoder does, the last row first; the inverse begins with the first.
 
     Raises:
@@ -384,7 +443,7 @@ def affine(
         ValueError: A shape, a device or a layout is another.
     """
     shape = _check(messages, y, [None] * 4, turn, grid)
-    check("lowest", lowest, torch.int32, [shape.number], y.device)
+    check("along", along, torch.int64 if forward else torch.int32, [shape.number], y.device)
     taking, planes, rows, columns = y.shape
     part, parameter, moved = parts
     squares = (rows + 1) // 2, (columns + 1) // 2
@@ -393,9 +452,9 @@ def affine(
     down, right = PARTS[part]
     if y[:, :, down::2, right::2].numel():
         affine_kernel[(shape.number,)](
-            *messages, lowest, y, outputs, grid.core, turn, planes, rows, columns, down, right,
-            *squares, parameter, moved, grid.fineness, shape.capacity,
-            FORWARD=forward, LANES=shape.lanes, num_warps=warps(shape.lanes), **EXACT,
+            *messages, along, y, outputs, grid.core, grid.lengths, turn, planes, rows, columns,
+            down, right, *squares, parameter, moved, grid.fineness, shape.capacity,
+            FORWARD=forward, LANES=shape.lanes, num_warps=warps(shape.lanes), **SERIAL,
         )  # fmt: skip
 
 
@@ -405,8 +464,8 @@ def push_base(messages: Messages, y: Tensor, turn: Tensor, grid: Grid) -> None:
     Args:
         messages: Grow, in place; each tail has room for two words a sample.
         y: On the grid, int64 [taking part, n]; unspecified afterwards.
-        turn: As in `choose`.
-        grid: As in `logit`.
+        turn: As in `dequantize`.
+        grid: Tables.
 
     Raises:
         TypeError: A tensor has another type.
@@ -417,7 +476,7 @@ def push_base(messages: Messages, y: Tensor, turn: Tensor, grid: Grid) -> None:
         push_base_kernel[(shape.number,)](
             *messages, y, turn, grid.knots, grid.images, y.shape[1], shape.pieces, grid.precision,
             shape.capacity, STEPS=shape.steps, LANES=shape.lanes, num_warps=warps(shape.lanes),
-            **EXACT,
+            **SERIAL,
         )  # fmt: skip
 
 
@@ -426,9 +485,9 @@ def pop_base(messages: Messages, turn: Tensor, size: tuple[int, int], grid: Grid
 
     Args:
         messages: Shrink, in place. Their sizes become -1 where words do not suffice.
-        turn: As in `choose`.
+        turn: As in `dequantize`.
         size: How many take part, and their samples.
-        grid: As in `logit`.
+        grid: Tables.
 
     Returns:
         int64 [taking part, n], on the grid.
@@ -443,7 +502,7 @@ def pop_base(messages: Messages, turn: Tensor, size: tuple[int, int], grid: Grid
         pop_base_kernel[(shape.number,)](
             *messages, y, turn, grid.knots, grid.images, y.shape[1], shape.pieces, grid.precision,
             shape.capacity, STEPS=shape.steps, LANES=shape.lanes, num_warps=warps(shape.lanes),
-            **EXACT,
+            **SERIAL,
         )  # fmt: skip
     return y
 
@@ -494,8 +553,15 @@ def _check(
     device = messages.head.device
     check("y", y, torch.int64, sizes, device)
     check("turn", turn, torch.int64, [number + 1], device)
+    pieces = _check_grid(grid, device)
+    return _Shape(number, lanes, capacity, pieces, (pieces - 1).bit_length())
+
+
+def _check_grid(grid: Grid, device: torch.device) -> int:
+    """Check a grid's tables; return how many pieces the logit has."""
     ends = check("knots", grid.knots, torch.int64, [None], device).numel()
     check("images", grid.images, torch.int64, [ends], device)
+    check("lengths", grid.lengths, torch.int64, [ENTRIES], device)
     if ends < 2 or not 1 <= grid.precision <= MAX_PRECISION:
         raise ValueError(f"{ends} knots of precision {grid.precision} are no curve")
-    return _Shape(number, lanes, capacity, ends - 1, (ends - 2).bit_length())
+    return ends - 1

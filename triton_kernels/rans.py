@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import EXACT, check
+from triton_kernels.checks import SERIAL, check
 from triton_kernels.mixture import Support, Tables, check_parameters, search
 
 MAX_LANES = 1024
@@ -107,6 +107,12 @@ def refill(head, tail, size, low):
 
 
 @triton.jit
+def divide(number, divisor):
+    """Divide numbers of at least 0; without signs, that takes fewer registers."""
+    return (number.to(tl.uint64) // divisor.to(tl.uint64)).to(tl.int64)
+
+
+@triton.jit
 def push_kernel(head, tail, size, start, freq, segments, bounds, capacity, LANES: tl.constexpr):
     """One program pushes the segments of one message, the last one first; see `push`."""
     i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
@@ -125,7 +131,7 @@ def push_kernel(head, tail, size, start, freq, segments, bounds, capacity, LANES
             s = tl.load(start + begin + row + lane, known, other=0).to(tl.int64)
             # h >= freq * 2**(63 - precision), written so that it cannot overflow.
             g, live = spill(h, words, live, capacity, known & ((h >> (63 - precision)) >= f))
-            quotient = g // f
+            quotient = divide(g, f)
             h = tl.where(known, (quotient << precision) + (g - quotient * f) + s, h)
     leave(head, size, h, live, LANES)
 
@@ -154,7 +160,7 @@ def push(messages: Messages, start: Tensor, freq: Tensor, segments: Tensor, boun
     if count:
         push_kernel[(count,)](
             *messages, start, freq, segments, bounds, capacity,
-            LANES=lanes, num_warps=warps(lanes), **EXACT,
+            LANES=lanes, num_warps=warps(lanes), **SERIAL,
         )  # fmt: skip
 
 
@@ -199,7 +205,7 @@ def pop(messages: Messages, start: Tensor, freq: Tensor, precision: int) -> Mess
     if count and width:
         pop_kernel[(count,)](
             *messages, start, freq, left.head, left.size, width, capacity, precision,
-            LANES=lanes, num_warps=warps(lanes), **EXACT,
+            LANES=lanes, num_warps=warps(lanes), **SERIAL,
         )  # fmt: skip
     return left
 
@@ -211,12 +217,7 @@ def pop_symbols_kernel(
     LANES: tl.constexpr, K: tl.constexpr, ROUNDS: tl.constexpr, WAYS_BITS: tl.constexpr,
 ):  # fmt: skip
     """One program finds and pops the symbols of one message; see `pop_symbols`."""
-    # Not by `enter`: registers would spill on sm_80.
-    i_m = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    h = tl.load(head + i_m * LANES + lane)
-    live = tl.load(size + i_m)
-    words = tail + i_m.to(tl.int64) * capacity
+    i_m, lane, h, live, words = enter(head, tail, size, capacity, LANES)
     end = tl.load(bounds + i_m + 1)
     row = tl.load(bounds + i_m)
     while row < end:
@@ -276,7 +277,7 @@ def pop_symbols(
             *messages, mean, scale, weight, *tables, bounds, symbols, left.head, left.size,
             capacity, *support, LANES=lanes, K=components,
             ROUNDS=triton.cdiv(span, ways), WAYS_BITS=ways,
-            num_warps=warps((lanes << ways) // 4, 16), **EXACT,
+            num_warps=warps((lanes << ways) // 4, 16), **SERIAL,
         )  # fmt: skip
     return symbols, left
 

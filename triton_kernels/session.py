@@ -16,6 +16,7 @@ in step share every launch, whatever their number.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,8 +40,8 @@ from triton_kernels import (
 from triton_kernels.flow import Flows
 from triton_kernels.link import Link
 from triton_kernels.network import Network
-from triton_kernels.rans import Messages, push
-from triton_kernels.stack import Popper, Pusher
+from triton_kernels.rans import Messages
+from triton_kernels.stack import Entry, Popper, Pusher, Steering
 
 LEVEL_NETS = 3
 SCALE_ONE = 40
@@ -84,6 +85,7 @@ class Frozen(NamedTuple):
         weights: int32 [16], see `heads`.
         costs: int32 [256], see `correction`.
         moves: int32 [16, 8], motion's filters.
+        lengths: int64 [1025], see `lengths`.
         prices: Of the search.
         constants: float64 [3], see `filters`.
     """
@@ -94,6 +96,7 @@ class Frozen(NamedTuple):
     weights: Tensor
     costs: Tensor
     moves: Tensor
+    lengths: Tensor
     prices: search.Prices
     constants: Tensor
 
@@ -104,7 +107,7 @@ class Model(NamedTuple):
     Attributes:
         nets: "intra_luma", "intra_chroma", "inter_luma", "inter_chroma": networks by level.
         filters: Where filters begin, int32 [GROUPS, PHASES, CLASSES, taps], of luma and chroma.
-        flows: Of its phases; chunks of such a model are unpacked here, and packed elsewhere.
+        flows: Of its phases.
     """
 
     nets: Mapping[str, Sequence[Network]]
@@ -178,7 +181,7 @@ class Session:
         planes, *found = self._link.send(samples, *(one for _, _, one in lights))
         self._place_planes(planes)
         self._light(lights, found)
-        self._end = Pusher(self._frozen.probabilities)
+        self._end = Pusher(self._frozen.probabilities, self._frozen.lengths, self._chunks)
 
     def plan(self) -> tuple[NDArray[np.int16], NDArray[np.int8]]:
         """Search all motion, and find the cuts.
@@ -222,42 +225,15 @@ class Session:
         self._end.keep(chunk, frame, left, width, precision)
 
     def push(
-        self, head: NDArray[np.uint64], size: NDArray[np.int32], words: Sequence[NDArray[Any]]
-    ) -> tuple[NDArray[np.uint64], list[NDArray[np.uint32]], list[tuple[int, int, float]]]:
-        """Push all that was kept, in one launch for all chunks.
-
-        Args:
-            head: [chunks, lanes].
-            size: Live words, [chunks].
-            words: Of each chunk, uint32.
-
-        Returns:
-            Heads, live words, and (chunk, frame, code length in bits) of what was pushed.
-        """
+        self,
+        head: NDArray[np.uint64],
+        size: NDArray[np.int32],
+        words: Sequence[NDArray[Any]],
+        least_gain: float,
+    ) -> tuple[NDArray[np.uint64], list[NDArray[np.uint32]], list[Entry]]:
+        """Push all that was kept; see `stack.Pusher.push`."""
         assert isinstance(self._end, Pusher)
-        segments, bounds, start, freq = self._end.table(self._chunks)
-        before = np.zeros((self._chunks, max(int(size.max()), 1)), dtype=np.uint32)
-        for row, given in zip(before, words, strict=True):
-            row[: len(given)] = given
-        table = (tensor.numpy() for tensor in (segments, bounds, start, freq))
-        sent = self._link.send(head, size, before, *table)
-        start, freq = self._end.intervals(sent[5], sent[6])
-        counts = [0] * self._chunks
-        for kept in self._end.kept:
-            counts[kept.chunk] += kept.size
-        room = before.shape[1] + max(counts)
-        tail = torch.zeros((self._chunks, room), dtype=torch.int32, device=self._device)
-        tail[:, : before.shape[1]] = sent[2]
-        messages = Messages(sent[0], tail, sent[1])
-        push(messages, start, freq, sent[3], sent[4])
-        logs = torch.nn.functional.pad(freq.to(torch.float64).log2().cumsum(0), (1, 0))
-        begin, count, precision = sent[3].unbind(1)
-        ideal = precision * count - (logs[begin + count] - logs[begin])
-        heads, sizes, bits = self._link.fetch(messages.head, messages.size, ideal)
-        (tails,) = self._link.fetch(messages.tail[:, : max(int(sizes.max()), 1)])
-        lengths = [(k.chunk, k.frame, float(b)) for k, b in zip(self._end.kept, bits, strict=True)]
-        live = [row[:n].view(np.uint32) for row, n in zip(tails, sizes, strict=True)]
-        return heads.view(np.uint64), live, lengths
+        return self._end.push(self._link, head, size, words, least_gain)
 
     # Unpacking
 
@@ -403,13 +379,9 @@ class Session:
         """
         flows = self._model.flows
         if flows is not None and isinstance(self._end, Popper):
-            words = (
-                flows.words
-                * frames
-                * sum(part.planes * part.height * part.width for part in self._parts)
-            )
+            samples = frames * sum(part.planes * part.height * part.width for part in self._parts)
             lanes = self._end.messages.head.shape[1]
-            self._end.reserve(words + lanes)
+            self._end.reserve(flows.words * samples + lanes)
 
     def _code_top(
         self, jobs: _Jobs, index: int, place: Tensor, first: Tensor | None, shift: int
@@ -478,19 +450,16 @@ class Session:
             made = heads.mixtures(
                 head, last, shape, scales.offsets, which, slot, shift, self._frozen.weights
             )
+            pairs, read = jobs.pairs(), partial(lattice.take, planes, place, level, phase)
             mixtures, flows = (made.mean, made.corrected, made.weight), self._model.flows
             if flows is None or level >= flows.levels:
-                symbols = self._end.code(
-                    jobs.pairs(),
-                    lambda: lattice.take(planes, place, level, phase),  # noqa: B023
-                    mixtures,
-                    support,
-                )
+                symbols = self._end.code(pairs, read, mixtures, support)
             else:
-                assert isinstance(self._end, Popper)
-                states = state[:, : shape[0], : shape[1]]
-                steering = flows.phases[kind][phase], flows.grids[part.precision], states
-                symbols = self._end.pop_phase(jobs.chunks, mixtures, support, *steering)
+                steering = Steering(
+                    flows.phases[kind][phase], flows.grids[part.precision],
+                    state[:, : shape[0], : shape[1]],
+                )  # fmt: skip
+                symbols = self._end.phase(pairs, read, mixtures, support, steering)
             if isinstance(self._end, Popper):
                 lattice.put(planes, place, level, phase, symbols)
             correction.learn(

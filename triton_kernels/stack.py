@@ -7,12 +7,19 @@ the CPU codes, which is little, is kept between, in order, until everything is p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from triton_kernels import flow, maps, mixture, rans
+from triton_kernels import flow, lengths, maps, mixture, rans
+from triton_kernels.flow import Arrays
+from triton_kernels.link import Link
+from triton_kernels.rans import Messages, push
+
+_ONE = 1 << lengths.STEP_BITS
 
 
 class Kept(NamedTuple):
@@ -35,6 +42,69 @@ class Kept(NamedTuple):
     host: tuple[Tensor, Tensor] | None = None
 
 
+class Phase(NamedTuple):
+    """A phase of some chunks, each of which goes by its flow or under its mixtures.
+
+    Attributes:
+        jobs: The chunks, ascending, and their frames.
+        start: Left ends of intervals, int32 [n], chunk after chunk.
+        freq: Their widths, alike.
+        precision: Bits of their total mass.
+        flow: The flow.
+        grid: Its tables.
+        context: What steers it, of all planes.
+        shape: (chunks, planes of each, rows, columns).
+    """
+
+    jobs: tuple[tuple[int, int], ...]
+    start: Tensor
+    freq: Tensor
+    precision: int
+    flow: flow.Flow
+    grid: maps.Grid
+    context: Tensor
+    shape: tuple[int, int, int, int]
+
+    @property
+    def size(self) -> int:
+        """Symbols of each chunk."""
+        return self.start.numel() // len(self.jobs)
+
+
+class Steering(NamedTuple):
+    """The flow of a phase, and what it is steered by.
+
+    Attributes:
+        flow: The flow.
+        grid: Its tables.
+        states: Of the phase's samples, int8 [planes of all chunks, rows, columns, C].
+    """
+
+    flow: flow.Flow
+    grid: maps.Grid
+    states: Tensor
+
+
+class Entry(NamedTuple):
+    """What was pushed of a chunk's frame, in bits.
+
+    Attributes:
+        chunk: Whose it is.
+        frame: Which one.
+        height: Of the message afterwards.
+        ideal: Code length.
+        popped: What bits-back has popped; None where it did not.
+        lowest: The least height on its way, alike.
+    """
+
+    chunk: int
+    frame: int
+    height: float
+    ideal: float
+    popped: float | None = None
+    lowest: float | None = None
+
+
 class End(Protocol):
     """One end of a walk."""
 
@@ -42,7 +112,7 @@ class End(Protocol):
         self,
         jobs: Sequence[tuple[int, int]],
         read: Callable[[], Tensor],
-        mixtures: tuple[Tensor, Tensor, Tensor],
+        mixtures: Arrays,
         support: mixture.Support,
     ) -> Tensor:
         """Code symbols of some chunks.
@@ -57,25 +127,49 @@ class End(Protocol):
             int32 [n].
         """
 
+    def phase(
+        self,
+        jobs: Sequence[tuple[int, int]],
+        read: Callable[[], Tensor],
+        mixtures: Arrays,
+        support: mixture.Support,
+        steering: Steering,
+    ) -> Tensor:
+        """Code a phase of some chunks, each by its flow or under its mixtures; one bit says how.
+
+        Args:
+            jobs: As in `code`.
+            read: As in `code`.
+            mixtures: As in `code`.
+            support: As in `code`.
+            steering: Of the flow.
+
+        Returns:
+            int32 [n].
+        """
+
 
 class Pusher:
     """The encoder's end.
 
     Args:
         tables: Of the entropy model.
+        table: Of `lengths`.
+        chunks: How many there are.
     """
 
-    def __init__(self, tables: mixture.Tables) -> None:
-        self._tables = tables
+    def __init__(self, tables: mixture.Tables, table: Tensor, chunks: int) -> None:
+        self._tables, self._table = tables, table
+        self._numbers = torch.arange(chunks + 1, device=table.device)
         self._found: list[tuple[Tensor, Tensor]] = []
         self._count = 0
-        self.kept: list[Kept] = []
+        self._kept: list[Kept | Phase] = []
 
     def code(
         self,
         jobs: Sequence[tuple[int, int]],
         read: Callable[[], Tensor],
-        mixtures: tuple[Tensor, Tensor, Tensor],
+        mixtures: Arrays,
         support: mixture.Support,
     ) -> Tensor:
         """Keep the symbols' intervals; see `End`."""
@@ -83,38 +177,223 @@ class Pusher:
         self._found.append(mixture.intervals(symbols, *mixtures, support, self._tables))
         each = symbols.numel() // len(jobs)
         for chunk, frame in jobs:
-            self.kept.append(Kept(chunk, frame, self._count, each, support.precision))
+            self._kept.append(Kept(chunk, frame, self._count, each, support.precision))
             self._count += each
+        return symbols
+
+    def phase(
+        self,
+        jobs: Sequence[tuple[int, int]],
+        read: Callable[[], Tensor],
+        mixtures: Arrays,
+        support: mixture.Support,
+        steering: Steering,
+    ) -> Tensor:
+        """Keep a phase; see `End`."""
+        symbols = read()
+        start, freq = mixture.intervals(symbols, *mixtures, support, self._tables)
+        flow, grid, states = steering
+        planes, rows, columns = states.shape[:3]
+        shape = len(jobs), planes // len(jobs), rows, columns
+        context = flow.context(states)
+        self._kept.append(
+            Phase(tuple(jobs), start, freq, support.precision, flow, grid, context, shape)
+        )
         return symbols
 
     def keep(self, chunk: int, frame: int, start: Tensor, freq: Tensor, precision: int) -> None:
         """Keep what the CPU has found, int32 [n] each, not sent yet."""
-        self.kept.append(Kept(chunk, frame, 0, len(start), precision, (start, freq)))
+        self._kept.append(Kept(chunk, frame, 0, len(start), precision, (start, freq)))
 
-    def intervals(self, start: Tensor, freq: Tensor) -> tuple[Tensor, Tensor]:
-        """Return all intervals, the CPU's at the end."""
-        pairs = [*self._found, (start, freq)]
-        return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+    def push(
+        self,
+        link: Link,
+        head: NDArray[np.uint64],
+        size: NDArray[np.int32],
+        words: Sequence[NDArray[Any]],
+        least_gain: float,
+    ) -> tuple[NDArray[np.uint64], list[NDArray[np.uint32]], list[Entry]]:
+        """Push all that was kept, the last first; what is kept in a row in one launch.
 
-    def table(self, chunks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what `rans.push` asks for of all that was kept, and the CPU's intervals.
+        Args:
+            link: To the device.
+            head: [chunks, lanes].
+            size: Live words, [chunks].
+            words: Of each chunk, uint32.
+            least_gain: Bits that a flow has to save to be taken.
 
         Returns:
-            Segments int64 [s, 3], chunk after chunk; bounds int64 [chunks + 1]; left ends and
-            widths int32 [n]. All on the host.
+            Heads, live words, and what was pushed, in this order.
         """
-        ordered = sorted(self.kept, key=lambda kept: kept.chunk)  # stable: in order of popping
-        hosts = [kept.host for kept in ordered if kept.host is not None]
-        begin, rows = self._count, []
-        for kept in ordered:
-            rows.append((begin if kept.host else kept.begin, kept.size, kept.precision))
-            begin += kept.size if kept.host else 0
-        self.kept = ordered
-        owners = torch.tensor([kept.chunk for kept in ordered])
-        bounds = torch.searchsorted(owners, torch.arange(chunks + 1))
+        runs = self._runs()
+        before = np.zeros((len(size), max(int(size.max()), 1)), dtype=np.uint32)
+        for row, given in zip(before, words, strict=True):
+            row[: len(given)] = given
+        table, bounds, intervals, begins = self._table_of(runs)
+        heads, sizes, live, *sent = link.send(head, size, before, table, bounds, *intervals)
+        segments, bounds_of, *last = sent
+        start, freq = (
+            torch.cat([*(pair[i] for pair in self._found), one]) for i, one in enumerate(last)
+        )
+        tail = live.new_zeros((len(size), before.shape[1] + self._room(runs, head.shape[1])))
+        tail[:, : before.shape[1]] = live
+        messages, notes = Messages(heads, tail, sizes), []
+        for run, bound in zip(reversed(runs), reversed(bounds_of.unbind()), strict=True):
+            if isinstance(run, Phase):
+                notes += self._push_phase(messages, run, round(least_gain * _ONE))
+            else:
+                push(messages, start, freq, segments, bound)
+                notes.append(lengths.heights(messages, self._table))
+        ideal = lengths.code_lengths(freq, segments, self._table)
+        found, done, bits, noted = link.fetch(heads, sizes, ideal, torch.stack(notes))
+        (tails,) = link.fetch(tail[:, : max(int(done.max()), 1)])
+        entries = _entries(runs, begins, bits / _ONE, noted / _ONE)
+        live_words = [row[:n].view(np.uint32) for row, n in zip(tails, done, strict=True)]
+        return found.view(np.uint64), live_words, entries
+
+    def _runs(self) -> list[list[Kept] | Phase]:
+        """What is pushed at once: a phase, or intervals between phases.
+
+        Where there are phases there will be an account, so that of no chunk two frames go at once.
+        """
+        has_account = any(isinstance(kept, Phase) for kept in self._kept)
+        runs: list[list[Kept] | Phase] = []
+        frames: dict[int, int] = {}
+        for kept in self._kept:
+            if isinstance(kept, Phase):
+                runs.append(kept)
+                continue
+            run = runs[-1] if runs else None
+            another = has_account and frames.get(kept.chunk, kept.frame) != kept.frame
+            if not isinstance(run, list) or another:
+                run, frames = [], {}
+                runs.append(run)
+            run.append(kept)
+            frames[kept.chunk] = kept.frame
+        for run in runs:
+            if isinstance(run, list):
+                run.sort(key=lambda kept: kept.chunk)  # stable: in order of popping
+        return runs
+
+    def _table_of(
+        self, runs: Sequence[list[Kept] | Phase]
+    ) -> tuple[NDArray[Any], NDArray[Any], list[NDArray[Any]], list[int]]:
+        """Return what `rans.push` asks for of all runs, and what the CPU has found.
+
+        Returns:
+            Segments int64 [s, 3], run after run and chunk after chunk; bounds int64
+            [runs, chunks + 1]; left ends and widths int32 [n], which come after the device's; and
+            of each run, where its segments begin.
+        """
+        rows: list[tuple[int, int, int]] = []
+        bounds, begins, begin = [], [], self._count
+        hosts: list[tuple[Tensor, Tensor]] = []
+        for run in runs:
+            begins.append(len(rows))
+            plain = [] if isinstance(run, Phase) else run
+            owners = [kept.chunk for kept in plain]
+            bounds.append(len(rows) + np.searchsorted(owners, np.arange(len(self._numbers))))
+            for kept in plain:
+                rows.append((begin if kept.host else kept.begin, kept.size, kept.precision))
+                if kept.host:
+                    hosts.append(kept.host)
+                    begin += kept.size
         empty = torch.empty(0, dtype=torch.int32)
-        start, freq = (torch.cat([empty, *(pair[i] for pair in hosts)]) for i in range(2))
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3), bounds, start, freq
+        sides = [torch.cat([empty, *(pair[i] for pair in hosts)]).numpy() for i in range(2)]
+        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        return table, np.array(bounds, dtype=np.int64), sides, begins
+
+    def _room(self, runs: Sequence[list[Kept] | Phase], lanes: int) -> int:
+        """Return how many words a tail may need for all that is pushed.
+
+        A word an interval, for a phase goes the shorter way; a flow may need others while it is
+        tried, which are those that its layers give back, and another row.
+        """
+        counts = [0] * (len(self._numbers) - 1)
+        most = 0
+        for run in runs:
+            if isinstance(run, Phase):
+                most = max(most, run.flow.words * run.size + lanes)
+            for chunk, size in _sizes(run):
+                counts[chunk] += size
+        return max(counts) + most
+
+    def _push_phase(self, messages: Messages, phase: Phase, least_gain: int) -> list[Tensor]:
+        """Push a phase the shorter way where there are the bits it needs, and then which way.
+
+        Returns:
+            int64 [chunks] each: the way; then in steps the heights after the phase, what it took
+            by its flow (see `flow.Cost`), by its mixtures, and the heights after its way.
+        """
+        turn = _turn(self._numbers, [chunk for chunk, _ in phase.jobs])
+        taking, one = turn.diff(), torch.ones_like(self._numbers[1:])
+        count = taking * phase.size
+        segments = torch.stack([turn[:-1] * phase.size, count, one * phase.precision], 1)
+        mixed = lengths.code_lengths(phase.freq, segments, self._table)
+        logs = ((count * phase.precision) << lengths.STEP_BITS) - mixed
+        # A flow reaches no deeper: a word a symbol for its place, what its layers take, and ahead
+        # a word a lane.
+        reach = (1 + phase.flow.words) * phase.size + 2 * messages.head.shape[1]
+        below = torch.arange(-reach, 0, device=turn.device)
+        top = (messages.size[:, None] + below).clamp(min=0)
+        held = messages.tail.gather(1, top), messages.head.clone(), messages.size.clone()
+        cost = phase.flow.push(
+            messages, phase.start, phase.freq, logs, turn, phase.grid, phase.context, phase.shape
+        )
+        goes = (taking > 0) & (messages.size >= 0) & (cost.ideal <= mixed - least_gain)
+        messages.tail.scatter_(
+            1, top, torch.where(goes[:, None], messages.tail.gather(1, top), held[0])
+        )
+        messages.head.copy_(torch.where(goes[:, None], messages.head, held[1]))
+        messages.size.copy_(torch.where(goes, messages.size, held[2]))
+        between = lengths.heights(messages, self._table)
+        segments[:, 1] = torch.where(goes, 0, count)
+        push(messages, phase.start, phase.freq, segments, self._numbers)
+        way = goes.int()
+        ways = torch.stack([self._numbers[:-1], taking, one], 1)
+        push(messages, way, torch.ones_like(way), ways, self._numbers)
+        after = lengths.heights(messages, self._table)
+        return [way.long() << lengths.STEP_BITS, between, *cost, mixed, after]
+
+
+def _sizes(run: list[Kept] | Phase) -> list[tuple[int, int]]:
+    """How many intervals of which chunk a run pushes, ways included."""
+    if isinstance(run, Phase):
+        return [(chunk, run.size + 1) for chunk, _ in run.jobs]
+    return [(kept.chunk, kept.size) for kept in run]
+
+
+def _entries(
+    runs: Sequence[list[Kept] | Phase],
+    begins: Sequence[int],
+    ideal: NDArray[np.float64],
+    noted: NDArray[np.float64],
+) -> list[Entry]:
+    """Say what was pushed, the last run first.
+
+    Args:
+        runs: All of them.
+        begins: Where the segments of each begin.
+        ideal: Code lengths of segments, in bits.
+        noted: What was noted of the runs, the last first: heights, or what `_push_phase` gives.
+    """
+    entries: list[Entry] = []
+    notes = iter(noted)
+    for run, begin in zip(reversed(runs), reversed(begins), strict=True):
+        height = next(notes)
+        if not isinstance(run, Phase):
+            for n, kept in enumerate(run, begin):
+                entries.append(Entry(kept.chunk, kept.frame, height[kept.chunk], ideal[n]))
+            continue
+        way, (between, cost, popped, lowest, mixed, after) = height, (next(notes) for _ in range(6))
+        for chunk, frame in run.jobs:
+            plain = mixed[chunk]
+            if way[chunk]:
+                by_flow = between[chunk], cost[chunk], popped[chunk], lowest[chunk]
+                entries.append(Entry(chunk, frame, *by_flow))
+                plain = 0.0
+            entries.append(Entry(chunk, frame, after[chunk], plain + 1))
+    return entries
 
 
 class Popper:
@@ -130,7 +409,7 @@ class Popper:
         largest: The largest size when they were set.
     """
 
-    def __init__(self, messages: rans.Messages, tables: mixture.Tables) -> None:
+    def __init__(self, messages: Messages, tables: mixture.Tables) -> None:
         self.messages, self._tables = messages, tables
         self._numbers = torch.arange(len(messages.size) + 1, device=messages.size.device)
         self.lowest, self.largest = messages.size.clone(), 0
@@ -139,36 +418,25 @@ class Popper:
         self,
         jobs: Sequence[tuple[int, int]],
         read: Callable[[], Tensor],
-        mixtures: tuple[Tensor, Tensor, Tensor],
+        mixtures: Arrays,
         support: mixture.Support,
     ) -> Tensor:
         """Pop symbols; see `End`. Chunks without a job pop none."""
-        return self._pop(self._turn([chunk for chunk, _ in jobs]), len(jobs), mixtures, support)
+        turn = _turn(self._numbers, [chunk for chunk, _ in jobs])
+        return self._pop(turn, len(jobs), mixtures, support)
 
-    def pop_phase(
+    def phase(
         self,
-        chunks: Sequence[int],
-        mixtures: tuple[Tensor, Tensor, Tensor],
+        jobs: Sequence[tuple[int, int]],
+        read: Callable[[], Tensor],
+        mixtures: Arrays,
         support: mixture.Support,
-        phase: flow.Flow,
-        grid: maps.Grid,
-        states: Tensor,
+        steering: Steering,
     ) -> Tensor:
-        """Pop a phase of some chunks, each by its flow or under its mixtures, as its bits say.
-
-        Args:
-            chunks: Ascending.
-            mixtures: As in `code`.
-            support: As in `code`.
-            phase: The flow.
-            grid: Its tables.
-            states: Of the phase's samples, int8 [planes of all chunks, rows, columns, C].
-
-        Returns:
-            int32 [n].
-        """
+        """Pop a phase; see `End`."""
+        chunks, (flow, grid, states) = [chunk for chunk, _ in jobs], steering
         # Who does not take part pops half a symbol of two: nothing.
-        turn = self._turn(chunks)
+        turn = _turn(self._numbers, chunks)
         taking = turn.diff()[:, None].int()
         ways = (self.messages.head[:, :1] & 1).int()
         self.messages = rans.pop(self.messages, ways * taking, 2 - taking, 1)
@@ -181,15 +449,15 @@ class Popper:
                 continue
             all_of_them = len(own) == len(chunks)
             at = slice(None) if all_of_them else torch.tensor(own, device=states.device)
-            turn = self._turn([chunks[n] for n in own])
+            turn = _turn(self._numbers, [chunks[n] for n in own])
             mean, scale, weight = (
                 values.unflatten(0, (len(chunks), count))[at].flatten(0, 1) for values in mixtures
             )
             if way:
-                seen = states.unflatten(0, (len(chunks), planes))[at].flatten(0, 1)
-                popped = phase.pop(
+                context = flow.context(states.unflatten(0, (len(chunks), planes))[at].flatten(0, 1))
+                popped = flow.pop(
                     self.messages, self.lowest, (mean, scale, weight), support, self._tables, turn,
-                    grid, phase.context(seen), (len(own), planes, *states.shape[1:3]),
+                    grid, context, (len(own), planes, *states.shape[1:3]),
                 )  # fmt: skip
             else:
                 popped = self._pop(turn, len(own), (mean, scale, weight), support)
@@ -204,18 +472,11 @@ class Popper:
             longer[:, : tail.shape[1]] = tail
             self.messages = self.messages._replace(tail=longer)
 
-    def _turn(self, chunks: Sequence[int]) -> Tensor:
-        """Who takes part; see `maps`."""
-        turn = torch.zeros_like(self._numbers)
-        for chunk in chunks:
-            turn += self._numbers > chunk
-        return turn
-
     def _pop(
         self,
         turn: Tensor,
         taking: int,
-        mixtures: tuple[Tensor, Tensor, Tensor],
+        mixtures: Arrays,
         support: mixture.Support,
     ) -> Tensor:
         """Pop symbols of those who take part under their mixtures."""
@@ -224,3 +485,11 @@ class Popper:
             self.messages, *mixtures, turn * each, support, self._tables
         )
         return symbols
+
+
+def _turn(numbers: Tensor, chunks: Sequence[int]) -> Tensor:
+    """Who takes part, see `maps`; `numbers` are 0 up to how many there are."""
+    turn = torch.zeros_like(numbers)
+    for chunk in chunks:
+        turn += numbers > chunk
+    return turn

@@ -20,7 +20,7 @@ from triton_kernels.rans import Messages
 
 Arrays = tuple[Tensor, Tensor, Tensor]
 Move = Callable[[Messages, Tensor, bool], None]
-"""Moves a part of messages' squares, forward or back; sizes are lowered to the least on the way."""
+"""Moves a part of messages' squares, forward or back; what is kept is said by `maps.affine`."""
 
 INNER, OUTER = (0, MOST), (-SHORT_MOST - 1, SHORT_MOST)
 """What layers are clamped to."""
@@ -72,9 +72,9 @@ class Row:
     def moves(self, y: Tensor, context: Tensor, turn: Tensor, grid: Grid) -> Sequence[Move]:
         """Return the part's move; see `Step`."""
 
-        def move(messages: Messages, lowest: Tensor, forward: bool) -> None:
+        def move(messages: Messages, along: Tensor, forward: bool) -> None:
             pieces = layers.row(y, self._part, self._constants, grid, forward)
-            layers.move(messages, lowest, y, pieces, self._part, turn, forward)
+            layers.move(messages, along, y, pieces, self._part, turn, grid, forward)
 
         return [move]
 
@@ -135,10 +135,10 @@ class Coupling:
         if not self._components:
             return _affine_moves(y, outputs, self._moved, turn, grid)
 
-        def move(n: int, part: int, messages: Messages, lowest: Tensor, forward: bool) -> None:
+        def move(n: int, part: int, messages: Messages, along: Tensor, forward: bool) -> None:
             parts = part, n, len(self._moved)
             pieces = layers.mixture(y, outputs, parts, self._tables, grid.fineness, forward)
-            layers.move(messages, lowest, y, pieces, part, turn, forward)
+            layers.move(messages, along, y, pieces, part, turn, grid, forward)
 
         return [partial(move, n, part) for n, part in enumerate(self._moved)]
 
@@ -158,9 +158,9 @@ def _affine_moves(
 ) -> list[Move]:
     """Return what moves parts along affine maps; see `maps.affine`."""
 
-    def move(n: int, part: int, messages: Messages, lowest: Tensor, forward: bool) -> None:
+    def move(n: int, part: int, messages: Messages, along: Tensor, forward: bool) -> None:
         parts = part, n, len(moved)
-        maps.affine(messages, lowest, y, outputs, parts, turn, grid, forward)
+        maps.affine(messages, along, y, outputs, parts, turn, grid, forward)
 
     return [partial(move, n, part) for n, part in enumerate(moved)]
 

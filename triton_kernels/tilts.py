@@ -18,13 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import EXACT, check
+from triton_kernels.checks import SERIAL, check
 from triton_kernels.rans import (
     _HEAD_MIN,
     _LOW,
     _WORD,
     Messages,
     check_messages,
+    divide,
     enter,
     leave,
     put,
@@ -116,7 +117,7 @@ def push_places_kernel(
         word = tl.where(first, h, g) & _LOW
         live = put(word, words, live, capacity, known & (first | second))
         after = tl.where(second, g >> _WORD, g)
-        quotient = after // mass
+        quotient = divide(after, mass)
         after = (quotient << _BITS) + (after - quotient * mass) + start
         h = tl.where(known, tl.where(leaning, after, g), h)
     leave(head, size, h, live, LANES)
@@ -151,7 +152,7 @@ def push_places(
     if count:
         push_places_kernel[(count,)](
             *messages, places, freq, *lean, bounds, capacity,
-            LANES=lanes, num_warps=warps(lanes), **EXACT,
+            LANES=lanes, num_warps=warps(lanes), **SERIAL,
         )  # fmt: skip
 
 

@@ -17,13 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.checks import EXACT, check
+from triton_kernels.checks import SERIAL, check
 from triton_kernels.rans import (
     _HEAD_MIN,
     _LOW,
     _WORD,
     Messages,
     check_messages,
+    divide,
     enter,
     leave,
     put,
@@ -33,10 +34,17 @@ from triton_kernels.rans import (
 
 
 @triton.jit
+def quotient_of(span):
+    """Q of a range in 1..2**31, by a division of 32 bits, which is not a call as one of 64 is."""
+    one = tl.full((1,), 1 << 31, tl.uint32)
+    return (one // span.to(tl.uint32)).to(tl.int64)
+
+
+@triton.jit
 def push_step(h, value, span):
     """Push one number: the head after, and whether the word of the head before is spilled."""
     # h >= Q * 2**32, as a shift.
-    full = (h >> _WORD) >= _HEAD_MIN // span
+    full = (h >> _WORD) >= quotient_of(span)
     g = tl.where(full, h >> _WORD, h) * span + value
     back = full & (g < _HEAD_MIN)
     return tl.where(back, (g << _WORD) | (h & _LOW), g), full & (g >= _HEAD_MIN)
@@ -45,9 +53,9 @@ def push_step(h, value, span):
 @triton.jit
 def pop_step(h, span):
     """Pop one number: the head after, the number, and whether the head has to be refilled."""
-    above = (h >> _WORD) >= _HEAD_MIN // span * span
+    above = (h >> _WORD) >= quotient_of(span) * span
     g = tl.where(above, h >> _WORD, h)
-    quotient = g // span
+    quotient = divide(g, span)
     value = g - quotient * span
     low = (quotient < _HEAD_MIN) & ~above
     return tl.where(above, (quotient << _WORD) | (h & _LOW), quotient), value, low
@@ -84,7 +92,7 @@ def move_row(h, words, live, least, capacity, x, x0, w, y0, v, known):
     h, live, number = pop_row(h, words, live, span, moving)
     least = tl.minimum(least, live)
     t = span * (x - x0) + number
-    quotient = t // width
+    quotient = divide(t, width)
     h, live = push_row(h, words, live, capacity, t - quotient * width, width, moving)
     return h, live, least, y0 + quotient
 
@@ -142,7 +150,7 @@ def push_uniform(messages: Messages, values: Tensor, ranges: Tensor, bounds: Ten
             capacity,
             LANES=lanes,
             num_warps=warps(lanes),
-            **EXACT,
+            **SERIAL,
         )
 
 
@@ -204,6 +212,6 @@ def pop_uniform(messages: Messages, ranges: Tensor, bounds: Tensor) -> tuple[Ten
     if count:
         pop_uniform_kernel[(count,)](
             *messages, ranges, bounds, values, left.head, left.size, capacity,
-            LANES=lanes, num_warps=warps(lanes), **EXACT,
+            LANES=lanes, num_warps=warps(lanes), **SERIAL,
         )  # fmt: skip
     return values, left

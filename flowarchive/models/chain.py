@@ -12,7 +12,6 @@ the shorter one.
 from __future__ import annotations
 
 import hashlib
-import math
 from copy import copy
 from functools import cache, partial
 from typing import Any, Self
@@ -49,6 +48,7 @@ from flowarchive.flows.maps import (
 )
 from flowarchive.flows.phase import PhaseFlow
 from flowarchive.flows.phases import PHASES, Layout, Tensors
+from flowarchive.lengths import log_table
 from flowarchive.models.answer import noise
 from flowarchive.models.offload import Device, tables
 from flowarchive.models.video import VideoModel, net_shapes
@@ -80,13 +80,11 @@ class ChainModel(VideoModel):
         NotReproducible: A bound is broken.
     """
 
-    packs_on_device = False  # which way a phase goes is tried out on the CPU
-
     def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
         shapes = coupling_shapes(config)
         super().__init__(config["video"], tensors)
         self._fineness: int = config["flow"]["fineness"]
-        self._takes_all = False
+        self._least_gain = LEAST_GAIN
         self.couplings = {
             name: tuple(Couplings(shape, tensors, _prefix(name, n)) for n in range(PHASES))
             for name, shape in shapes.items()
@@ -116,18 +114,22 @@ class ChainModel(VideoModel):
         knots, images, _, _ = mixture_curve().tables
         shared = {**tables(), "knots": knots, "images": images, "starts": tilt_starts()}
         core = core_table(self._fineness)
-        flows = kernels.flows(FLOW_LEVELS, phases, self._fineness, core, curves, shared)
-        return Device(kernels, self.nets, self._filters, flows)
+        made = self._fineness, core, log_table(), curves, shared
+        flows = kernels.flows(FLOW_LEVELS, phases, *made)
+        return Device(kernels, self.nets, self._filters, flows, self._least_gain)
 
     def for_rehearsal(self) -> Self:
         """Return a model whose phases go by their flows whether it pays or not."""
         model = copy(self)
-        model._takes_all = True
+        model._least_gain = -float(1 << 40)  # more than a phase has
+        if self._device is not None:
+            model._device = copy(self._device)
+            model._device.least_gain = model._least_gain
         return model
 
     def recorder(self) -> Recorder:
         """Return an encoder's end of a walk."""
-        return _Borrower(self._fineness, -math.inf if self._takes_all else LEAST_GAIN)
+        return _Borrower(self._fineness, self._least_gain)
 
     def reader(self, message: Message) -> Reader:
         """Return a decoder's end of a walk."""

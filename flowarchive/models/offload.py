@@ -13,8 +13,7 @@ pushed, unknown ones are popped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -33,6 +32,7 @@ from flowarchive.entropy.cumulative import RECIPROCALS
 from flowarchive.errors import MessageExhausted
 from flowarchive.features import log_table as channel_logs
 from flowarchive.flows.phases import PhaseNet
+from flowarchive.lengths import log_table as length_table
 from flowarchive.models.form import Form, Front, Step, code_front, steps
 from flowarchive.models.light import Light, code_light
 from flowarchive.models.mixtures import weight_table
@@ -53,6 +53,7 @@ def tables() -> dict[str, NDArray[Any]]:
         "weights": weight_table(),
         "costs": log_table(),
         "moves": motion.FILTERS,
+        "lengths": length_table(),
         "rates": rates,
         "bits": bits,
         "magnitudes": magnitudes,
@@ -61,7 +62,7 @@ def tables() -> dict[str, NDArray[Any]]:
 
 
 class _Known:
-    """The encoder's: keeps intervals of what was planned."""
+    """The encoder's: keeps intervals of what was planned; `frame` is the first not coded yet."""
 
     def __init__(
         self,
@@ -73,22 +74,23 @@ class _Known:
     ) -> None:
         self._session, self._chunk, self._choice = session, chunk, choice
         self._fields, self._cuts = fields, cuts
+        self.frame = 0
 
     def front(self, bits: int) -> Front:
-        return code_front(partial(self._keep, 0), self._choice.front, bits)
+        return code_front(self._keep, self._choice.front, bits)
 
     def kind(self, t: int, kinds: Table) -> int:
-        return self._keep(t, kinds, self._choice.kind(t, self._cuts[t]))
+        return self._keep(kinds, self._choice.kind(t, self._cuts[t]))
 
     def light(self, t: int, shape: tuple[int, int], bits: int) -> None:
-        code_light(partial(self._keep_all, t), self._choice.lights[t], shape, bits)
+        code_light(self._keep_all, self._choice.lights[t], shape, bits)
 
-    def _keep(self, t: int, table: Table, symbol: int) -> int:
-        self._keep_all(t, table, np.array([symbol], dtype=np.int32))
+    def _keep(self, table: Table, symbol: int) -> int:
+        self._keep_all(table, np.array([symbol], dtype=np.int32))
         return symbol
 
-    def _keep_all(self, t: int, table: Table, symbols: Int32) -> Int32:
-        self._session.keep(self._chunk, t, *find_intervals(table, symbols))
+    def _keep_all(self, table: Table, symbols: Int32) -> Int32:
+        self._session.keep(self._chunk, self.frame, *find_intervals(table, symbols))
         return symbols
 
     def field(
@@ -96,7 +98,7 @@ class _Known:
     ) -> motion.Field:
         field: motion.Field = self._fields[t, reference]
         coded = motion.encode_field(field, hints, model)
-        self._session.keep(self._chunk, t, *coded, motion.PRECISION)
+        self._session.keep(self._chunk, self.frame, *coded, motion.PRECISION)
         return field
 
 
@@ -142,7 +144,10 @@ class Device:
         kernels: The device's.
         nets: The model's, which have been sent there.
         filters: Where its predictors begin, of luma and of chroma.
-        flows: Of its phases, which have been sent there; such chunks are only unpacked.
+        flows: Of its phases, which have been sent there.
+
+    Attributes:
+        least_gain: Bits that a flow has to save to be taken.
     """
 
     def __init__(
@@ -151,7 +156,9 @@ class Device:
         nets: Mapping[str, Sequence[PhaseNet]],
         filters: Sequence[Int32],
         flows: Any = None,
+        least_gain: float = 0.0,
     ) -> None:
+        self.least_gain = least_gain
         self._kernels, self._filters, self._flows = kernels, filters, flows
         self._nets = {name: [net.network for net in group] for name, group in nets.items()}
         self._together = Together()
@@ -200,7 +207,7 @@ class Device:
             form: Of all of them.
         """
         session = self._session(chunks[0], len(chunks), form)
-        return _push_chunks(session, messages, chunks, form)
+        return _push_chunks(session, messages, chunks, form, self.least_gain)
 
     def pop_chunks(
         self,
@@ -239,6 +246,7 @@ def _push_chunks(
     messages: Sequence[Message],
     chunks: Sequence[Sequence[planes.Components]],
     form: Form,
+    least_gain: float,
 ) -> list[Account]:
     count, blank = len(chunks[0]), chunks[0][0]
     choices = [choose(frames, form.bits) for frames in chunks]
@@ -258,21 +266,24 @@ def _push_chunks(
     )
     if blank.fits_luma and count > 1:
         fields, cuts = session.plan()
-    walks = [
-        steps(_Known(session, n, choice, fields[n], cuts[n]), form.bits, count, blank)
-        for n, choice in enumerate(choices)
-    ]
-    while any(_advance(session, walks)):
-        pass
+    ends = [_Known(session, n, choice, fields[n], cuts[n]) for n, choice in enumerate(choices)]
+    walks = [steps(end, form.bits, count, blank) for end in ends]
+    while any(coming := [next(walk, None) for walk in walks]):
+        _code(session, coming)
+        for end, step in zip(ends, coming, strict=True):
+            end.frame += step.together if step else 0
     head = np.stack([message.head for message in messages])
     size = np.array([message.size for message in messages], dtype=np.int32)
     words = [message.tail[: message.size] for message in messages]
     accounts = [Account(count, message.bits) for message in messages]
-    heads, words, lengths = session.push(head, size, words)
+    heads, words, entries = session.push(head, size, words, least_gain)
     for message, left, live in zip(messages, heads, words, strict=True):
         message.head[:], message.tail, message.size = left, live.copy(), len(live)
-    for chunk, frame, bits in lengths:
-        accounts[chunk].integer(frame, messages[chunk].bits, bits)
+    for chunk, frame, height, ideal, popped, lowest in entries:
+        if popped is None:
+            accounts[chunk].integer(frame, height, ideal)
+        else:
+            accounts[chunk].bits_back(frame, height, ideal, popped, lowest)
     return accounts
 
 
@@ -332,13 +343,6 @@ def _commit(
         message.reserve(len(fresh))
         message.tail[begin : begin + len(fresh)] = fresh
         message.commit(head.copy(), int(size))
-
-
-def _advance(session: Session, walks: Sequence[Iterator[Step]]) -> list[Step | None]:
-    """Take every chunk one step further."""
-    coming = [next(walk, None) for walk in walks]
-    _code(session, coming)
-    return coming
 
 
 def _code(session: Session, coming: Sequence[Step | None]) -> None:

@@ -165,7 +165,6 @@ class VideoModel:
 
     has_memory = True
     has_kernels = True
-    packs_on_device = True
 
     def __init__(self, config: dict[str, Any], tensors: Tensors) -> None:
         self._device: Device | None = None
@@ -225,7 +224,7 @@ class VideoModel:
         threads: int = 1,
     ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
-        if self._device and self.packs_on_device and self._device.holds(frames[0]):
+        if self._device and self._device.holds(frames[0]):
             return self._device.push_frames(message, frames, letters, bits)
         recorder = self.recorder()
         with _threads(threads) as executor:

@@ -32,7 +32,7 @@ from flowarchive.models.plan import Plan
 from flowarchive.models.together import MOST
 from flowarchive.models.video import VideoModel
 from flowarchive.store import load_model
-from triton_kernels import ahead, rans
+from triton_kernels import cases, rans
 from triton_kernels.host import Host
 from triton_kernels.link import Link
 from triton_kernels.session import Session
@@ -176,8 +176,8 @@ class Counter:
     """
 
     def __init__(self, model: VideoModel, height: int, width: int, chunks: int = 1) -> None:
-        host = Host(ahead.META)
-        host.link = self.link = _NoLink(ahead.META)
+        host = Host(cases.META)
+        host.link = self.link = _NoLink(cases.META)
         small = -(-height // 2), -(-width // 2)
         self.shapes = [(height, width), small, small]
         self._frame, self._form = planes.blank(self.shapes, "YUV"), Form("YUV", BITS)
@@ -211,7 +211,7 @@ class Counter:
 
     def _record(self, work: Any) -> Step:
         copies = _Copies()
-        with ahead.recorded() as kept, copies:
+        with cases.recorded() as kept, copies:
             work()
         step = Step(copies=copies.count)
         for launch in kept:
