@@ -93,6 +93,7 @@ class Kernels(Protocol):
         core: Any,
         lengths: Any,
         curves: dict[int, Any],
+        tables: dict[str, Any],
     ) -> Any:
         """Send the flows of a model's phases to the device; `session` takes them."""
 

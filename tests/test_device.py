@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chains import TINY_CHAIN, make_chain_model
+from chains import RICH_CHAIN, TINY_CHAIN, make_chain_model
 from interpreted import Runs
 from models import make_video_model
 
@@ -33,6 +33,7 @@ from triton_kernels import (
     dequantize,
     filters,
     host,
+    layers,
     maps,
     picture,
     rans,
@@ -275,6 +276,31 @@ def test_flows_cross_over(kernels, monkeypatch):
         assert message.is_drained
     assert set(back.grids) == {(2,)}
     assert set(ways) > {(0, 0), (1, 1)}
+
+
+LAYER_KERNELS = [
+    (layers, "row_kernel"),
+    (layers, "mixture_kernel"),
+    (layers, "move_kernel"),
+    (maps, "affine_kernel"),
+    (dequantize, "quantize_kernel"),
+]
+
+
+def test_flows_of_all_layers_are_unpacked(kernels, monkeypatch):
+    """Mixes, norms, couplings by mixtures, and places that lean, in a chunk that the CPU packs."""
+    runs = [Runs(monkeypatch, *kernel) for kernel in LAYER_KERNELS]
+    model = make_chain_model(seed=2, config=RICH_CHAIN)
+    chunk = [planes.Components(frame.luma) for frame in frames(2, 0, seed=6)]
+    message = Message(LANES)
+    account = model.for_rehearsal().push_frames(message, chunk, "Y", 8)
+    assert all(frame.popped for frame in account.statement().frames)
+    model.use(kernels)
+    unknown = [planes.blank([SHAPES[0]], "Y")] * 2
+    popped = model._device.pop_chunks([message], unknown, Form("Y", 8))
+    assert_same(popped[0], chunk)
+    assert message.is_drained
+    assert all(run.grids for run in runs)
 
 
 STRETCHED: dict[str, Any] = {

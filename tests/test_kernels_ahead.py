@@ -13,10 +13,10 @@ import pytest
 from models import make_video_model
 
 from flowarchive import lattice
-from triton_kernels import ahead
+from triton_kernels import ahead, cases
 
 FINE = ahead.Outcome(registers=90, spills=0, shared=1024, product="mma.sync.s32.s8.s8.s32")
-HOT = ahead.Case("hot", lambda: None, multiplies=True)
+HOT = cases.Case("hot", lambda: None, multiplies=True)
 
 
 def test_faults_are_found():
@@ -24,7 +24,7 @@ def test_faults_are_found():
     assert ahead.faults(HOT, ahead.Outcome(255, 8, 0, FINE.product)) == ["spills"]
     assert len(ahead.faults(HOT, ahead.Outcome(90, 0, 0, ""))) == 1
     assert ahead.faults(HOT, replace(FINE, contracts=True)) == ["floats may be contracted"]
-    assert ahead.faults(ahead.Case("cold", lambda: None, hot=False), FINE) == []
+    assert ahead.faults(cases.Case("cold", lambda: None, hot=False), FINE) == []
 
 
 def test_other_products_are_none():
@@ -33,18 +33,18 @@ def test_other_products_are_none():
         assert not any(pattern.search(text) for pattern in ahead.PRODUCTS.values())
 
 
-@pytest.mark.parametrize("case", ahead.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 def test_every_case_launches(case):
     """What is compiled is what the launchers launch, with all their parameters."""
-    for launch in ahead.launches(case).values():
+    for launch in cases.launches(case).values():
         assert set(launch.kernel.arg_names) == set(launch.arguments)
 
 
 def test_every_kernel_is_a_case():
-    every = {launch for case in ahead.CASES for launch in ahead.launches(case)}
-    with ahead.recorded():
+    every = {launch for case in cases.CASES for launch in cases.launches(case)}
+    with cases.recorded():
         names = {
-            name for module in ahead.MODULES for name in vars(module) if name.endswith("_kernel")
+            name for module in cases.MODULES for name in vars(module) if name.endswith("_kernel")
         }
     assert every == names
 
@@ -100,14 +100,14 @@ def test_floats_are_compiled_as_they_are_launched(root):
 
     A launch that asks for nothing would let compilers contract; `fade` is the smallest there is.
     """
-    for case in ahead.CASES:
-        for launch in ahead.launches(case).values():
+    for case in cases.CASES:
+        for launch in cases.launches(case).values():
             assert launch.options["enable_fp_fusion"] is False
     script = (
         "from dataclasses import replace\n"
-        "from triton_kernels import ahead\n"
-        "case = next(c for c in ahead.CASES if c.name.startswith('filters, 38'))\n"
-        "fade = ahead.launches(case)['fade_kernel']\n"
+        "from triton_kernels import ahead, cases\n"
+        "case = next(c for c in cases.CASES if c.name.startswith('filters, 38'))\n"
+        "fade = cases.launches(case)['fade_kernel']\n"
         "for options in (fade.options, {}):\n"
         "    print(ahead.compile_launch(replace(fade, options=options), 'sm_80').contracts)\n"
     )

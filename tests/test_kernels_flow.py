@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from chains import RICH_CHAIN, make_chain_model
+from chains import RICH_CHAIN, TINY_CHAIN, make_chain_model
 from interpreted import CPU, POISON, Runs, assert_same, poisoned, random_message, tables, upload
 
 from flowarchive import int8
 from flowarchive.ans import Message
-from flowarchive.bitsback import Dequantizer, Uniform
+from flowarchive.bitsback import TILT_MAX, Dequantizer, Uniform, tilt_starts
 from flowarchive.bitsback import dequantize as bits_back
 from flowarchive.entropy import LogisticMixture
 from flowarchive.entropy.plain import code_length
@@ -20,7 +20,8 @@ from flowarchive.flows.couplings import Steering
 from flowarchive.flows.maps import SCALE_MAX, SHIFT_MAX, Affine, Base, Logit, core_table
 from flowarchive.flows.phase import PhaseFlow
 from flowarchive.lengths import log2_sum, log_table
-from triton_kernels import dequantize, flow, lengths, maps, mixture, rans, uniform
+from triton_kernels import dequantize, flow, host, lengths, maps, mixture, rans, tilts, uniform
+from triton_kernels import layers as device_layers
 
 SUPPORT = mixture.Support(-128, 127, 24)
 TABLE = torch.from_numpy(log_table().copy())
@@ -51,6 +52,14 @@ def on_grid(random: np.random.Generator, fineness: int, *shape: int) -> np.ndarr
 def some(random: np.random.Generator, lanes: int, words: int) -> list[Message]:
     """Three messages, of which the second takes no part in what follows."""
     return [random_message(random, lanes, words) for _ in range(3)]
+
+
+def leaning(random: np.random.Generator, *shape: int) -> tuple[tilts.Lean, np.ndarray]:
+    """Places that lean, some as much as they can."""
+    tilt = random.integers(-TILT_MAX, TILT_MAX + 1, shape)
+    tilt[:, ::4] = TILT_MAX
+    starts = torch.from_numpy(tilt_starts().copy())
+    return tilts.Lean(torch.from_numpy(tilt.astype(np.int8)), starts), tilt
 
 
 TURN = torch.tensor([0, 1, 1, 2])
@@ -85,7 +94,8 @@ def test_samples_go_onto_the_base(shape, lanes, fineness, precision, monkeypatch
 
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
 @pytest.mark.parametrize(("fineness", "precision"), [(4, 28), (10, 24), (14, 22)])
-def test_symbols_come_to_the_grid(shape, lanes, fineness, precision, monkeypatch):
+@pytest.mark.parametrize("leans", [False, True])
+def test_symbols_come_to_the_grid(shape, lanes, fineness, precision, leans, monkeypatch):
     """From places in intervals of all widths, block by block."""
     monkeypatch.setattr(bits_back, "_BLOCK", 512)
     monkeypatch.setattr(dequantize, "BLOCK", 512)
@@ -99,11 +109,13 @@ def test_symbols_come_to_the_grid(shape, lanes, fineness, precision, monkeypatch
     freq = np.minimum(widest, 1 << random.integers(0, precision + 1, (2, count)))
     uploaded = upload(messages, 2 * count)
     intervals = (torch.from_numpy(array.astype(np.int32)) for array in (start, freq))
-    y = dequantize.dequantize(uploaded, *intervals, TURN, table)
+    lean, tilt = leaning(random, 2, count) if leans else (None, None)
+    y = dequantize.dequantize(uploaded, *intervals, lean, TURN, table)
     logit = Logit(precision, fineness)
     chosen = Dequantizer(logit)
     for n, message in enumerate(messages[::2]):
-        expected = chosen.forward(message, Uniform(), start[n], freq[n])
+        own = tilt[n] if leans else None
+        expected = chosen.forward(message, Uniform(), start[n], freq[n], own)
         assert y[n].tolist() == expected.tolist()
     assert_same(uploaded, messages)
 
@@ -112,7 +124,8 @@ def test_symbols_come_to_the_grid(shape, lanes, fineness, precision, monkeypatch
 
 @pytest.mark.parametrize(("shape", "lanes"), SHAPES)
 @pytest.mark.parametrize(("fineness", "precision"), [(4, 28), (10, 24), (14, 22)])
-def test_the_grid_goes_back_to_symbols(shape, lanes, fineness, precision, monkeypatch):
+@pytest.mark.parametrize("leans", [False, True])
+def test_the_grid_goes_back_to_symbols(shape, lanes, fineness, precision, leans, monkeypatch):
     """From arbitrary samples and bits, block by block: symbols, and messages, are the CPU's."""
     monkeypatch.setattr(bits_back, "_BLOCK", 512)
     monkeypatch.setattr(dequantize, "BLOCK", 512)
@@ -124,9 +137,10 @@ def test_the_grid_goes_back_to_symbols(shape, lanes, fineness, precision, monkey
     messages = some(random, lanes, 2 * count + 4)
     uploaded = upload(messages, 2 * count)
     lowest = uploaded.size.clone()
+    lean, tilt = leaning(random, 2, count) if leans else (None, None)
     symbols = dequantize.quantize(
         uploaded, lowest, torch.from_numpy(y.copy()), tuple(map(torch.from_numpy, given)), support,
-        tables(), TURN, grid(fineness, precision),
+        tables(), lean, TURN, grid(fineness, precision),
     )  # fmt: skip
     chosen, coder = Dequantizer(Logit(precision, fineness)), LogisticMixture(*support)
     for n, message in enumerate(messages[::2]):
@@ -138,7 +152,7 @@ def test_the_grid_goes_back_to_symbols(shape, lanes, fineness, precision, monkey
             found.append(coder.lookup(u, *known))
             return coder.interval(found[-1], *known)
 
-        chosen.inverse(message, Uniform(), y[n], find)
+        chosen.inverse(message, Uniform(), y[n], find, tilt[n] if leans else None)
         assert symbols.view(2, count)[n].tolist() == np.concatenate(found).tolist()
     assert_same(uploaded, messages)
     assert (lowest <= uploaded.size).all()
@@ -301,18 +315,24 @@ def mixtures(random: np.random.Generator, count: int) -> tuple[np.ndarray, ...]:
     return tuple(array.astype(np.int32) for array in (mean, scale, weight))
 
 
+@pytest.mark.parametrize("config", [TINY_CHAIN, RICH_CHAIN])
 @pytest.mark.parametrize("shape", [(1, 5, 7), (2, 4, 3)])
-def test_phases_go_through_their_flow(shape, monkeypatch):
+def test_phases_go_through_their_flow(shape, config, monkeypatch):
     """Two messages at a launch; blocks that do not end with the phase; squares that are not whole.
 
     A third message is too short both ways, which is none of the others' business.
     """
     monkeypatch.setattr(bits_back, "_BLOCK", 16)
     monkeypatch.setattr(dequantize, "BLOCK", 16)
-    moves = Runs(monkeypatch, maps, "affine_kernel")
+    kernels = [
+        (maps, "affine_kernel"),
+        (device_layers, "row_kernel"),
+        (device_layers, "mixture_kernel"),
+    ]
+    moves = [Runs(monkeypatch, *kernel) for kernel in kernels]
     ends = [Runs(monkeypatch, dequantize, f"{way}quantize_kernel") for way in ("de", "")]
     random = np.random.default_rng(shape[1])
-    model, lanes, count = make_chain_model(seed=2), 4, int(np.prod(shape))
+    model, lanes, count = make_chain_model(seed=2, config=config), 4, int(np.prod(shape))
     couplings = model.couplings["intra_luma"][1]
     fineness, size = model._fineness, couplings.shape.state
     coder, on_cpu = LogisticMixture(*SUPPORT), PhaseFlow(SUPPORT.precision, fineness, Uniform())
@@ -357,21 +377,10 @@ def test_phases_go_through_their_flow(shape, monkeypatch):
     assert uploaded.size.tolist()[:2] == [9 * count, 9 * count]
     assert (lowest <= uploaded.size).all()
     assert [len(end.grids) for end in ends] == [1, 1]
-    assert len(moves.grids) == 2 * 4  # the parts, each way
+    parts = [4, 0, 0] if config is TINY_CHAIN else [4 + 2, 7, 2]
+    assert [len(run.grids) for run in moves] == [2 * count for count in parts]  # each way
 
 
 def flow_of(model, name: str, phase: int) -> flow.Flow:
     """A phase's flow on a device."""
-    context, couplings = model.couplings[name][phase].affine_layers()
-
-    def tensors(layer: tuple[np.ndarray, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.from_numpy(np.array(array)) for array in layer)
-
-    return flow.Flow(
-        tensors(context), [(moved, *map(tensors, layers)) for moved, *layers in couplings], CPU
-    )
-
-
-def test_other_layers_have_no_kernels():
-    assert make_chain_model().has_kernels
-    assert not make_chain_model(config=RICH_CHAIN).has_kernels
+    return model._on(host.Host(CPU))._flows.phases[name][phase]

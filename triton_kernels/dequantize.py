@@ -18,6 +18,7 @@ from triton_kernels.checks import SERIAL, check
 from triton_kernels.maps import Grid, check_line, piece
 from triton_kernels.mixture import Support, Tables, check_parameters, search
 from triton_kernels.rans import Messages, enter, leave, warps, ways_bits
+from triton_kernels.tilts import Lean, check_lean, pop_places, push_places
 from triton_kernels.uniform import move_row, pop_row, push_row
 
 BLOCK = 1 << 12
@@ -26,7 +27,7 @@ BLOCK = 1 << 12
 
 @triton.jit
 def dequantize_kernel(
-    head, tail, size, start, freq, y, turn, knots, images, each, pieces, capacity,
+    head, tail, size, start, freq, tilts, starts, y, turn, knots, images, each, pieces, capacity,
     STEPS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One program brings the symbols of one message to the grid; see `dequantize`."""
@@ -40,7 +41,11 @@ def dequantize_kernel(
         while (row < stop) & (live >= 0):
             known = row + lane < stop
             span = tl.load(freq + row + lane, known, other=1).to(tl.int64)
-            h, live, place = pop_row(h, words, live, span, known)
+            if tilts is None:
+                h, live, place = pop_row(h, words, live, span, known)
+            else:
+                to = begin * each + row + lane
+                h, live, place = pop_places(h, words, live, span, tilts, starts, to, known)
             tl.store(y + row + lane, tl.load(start + row + lane, known, other=0) + place, known)
             row += LANES
         tl.debug_barrier()
@@ -58,7 +63,7 @@ def dequantize_kernel(
 @triton.jit
 def quantize_kernel(
     head, tail, size, lowest, y, turn, images, knots, mean, scale, weight, packed, reciprocals,
-    symbols, each, pieces, capacity, low, high, precision,
+    tilts, starts, symbols, each, pieces, capacity, low, high, precision,
     STEPS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, K: tl.constexpr,
     ROUNDS: tl.constexpr, WAYS_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -91,13 +96,26 @@ def quantize_kernel(
             )  # fmt: skip
             tl.store(symbols + row + lane, symbol.to(tl.int32), known)
             span = tl.where(known, span, 1)
-            h, live = push_row(h, words, live, capacity, u - left, span, known)
+            if tilts is None:
+                h, live = push_row(h, words, live, capacity, u - left, span, known)
+            else:
+                to = mixtures + row + lane
+                h, live = push_places(
+                    h, words, live, capacity, u - left, span, tilts, starts, to, known
+                )
         first = end
     leave(head, size, h, live, LANES)
     tl.store(lowest + i_m, least)
 
 
-def dequantize(messages: Messages, start: Tensor, freq: Tensor, turn: Tensor, grid: Grid) -> Tensor:
+def dequantize(
+    messages: Messages,
+    start: Tensor,
+    freq: Tensor,
+    lean: Lean | None,
+    turn: Tensor,
+    grid: Grid,
+) -> Tensor:
     """Choose a place in each symbol's interval and move it to the grid, block by block.
 
     Args:
@@ -105,6 +123,7 @@ def dequantize(messages: Messages, start: Tensor, freq: Tensor, turn: Tensor, gr
             sizes become -1 where it, or words, do not suffice.
         start: Left ends of intervals, int32 [taking part, n].
         freq: Their widths, alike.
+        lean: How places do, of as many symbols; None where none does.
         turn: Who takes part; see `maps`.
         grid: Tables.
 
@@ -117,11 +136,12 @@ def dequantize(messages: Messages, start: Tensor, freq: Tensor, turn: Tensor, gr
     """
     size = list(check("start", start, torch.int32, [None, None], messages.head.device).shape)
     check("freq", freq, torch.int32, size, start.device)
+    tilts, starts = (None, None) if lean is None else check_lean(lean, size, start.device)
     y = torch.zeros(size, dtype=torch.int64, device=start.device)
     shape = check_line(messages, y, [None] * 2, turn, grid)
     if y.numel():
         dequantize_kernel[(shape.number,)](
-            *messages, start, freq, y, turn, grid.knots, grid.images, y.shape[1],
+            *messages, start, freq, tilts, starts, y, turn, grid.knots, grid.images, y.shape[1],
             shape.pieces, shape.capacity, STEPS=shape.steps, BLOCK=BLOCK, LANES=shape.lanes,
             num_warps=warps(shape.lanes), **SERIAL,
         )  # fmt: skip
@@ -135,6 +155,7 @@ def quantize(
     mixtures: tuple[Tensor, Tensor, Tensor],
     support: Support,
     tables: Tables,
+    lean: Lean | None,
     turn: Tensor,
     grid: Grid,
 ) -> Tensor:
@@ -148,6 +169,7 @@ def quantize(
             `mixture.intervals`.
         support: Of all symbols.
         tables: From `mixture.tables`.
+        lean: As in `dequantize`.
         turn: As in `dequantize`.
         grid: Tables.
 
@@ -162,13 +184,14 @@ def quantize(
     check("lowest", lowest, torch.int32, [shape.number], y.device)
     components = check_parameters(*mixtures, support, tables)
     check("mean", mixtures[0], torch.int32, [y.numel(), components], y.device)
+    tilts, starts = (None, None) if lean is None else check_lean(lean, list(y.shape), y.device)
     symbols = torch.zeros(y.numel(), dtype=torch.int32, device=y.device)
     ways = ways_bits(shape.lanes)
     if y.numel():
         quantize_kernel[(shape.number,)](
-            *messages, lowest, y, turn, grid.images, grid.knots, *mixtures, *tables, symbols,
-            y.shape[1], shape.pieces, shape.capacity, *support, STEPS=shape.steps, BLOCK=BLOCK,
-            LANES=shape.lanes, K=components,
+            *messages, lowest, y, turn, grid.images, grid.knots, *mixtures, *tables, tilts, starts,
+            symbols, y.shape[1], shape.pieces, shape.capacity, *support, STEPS=shape.steps,
+            BLOCK=BLOCK, LANES=shape.lanes, K=components,
             ROUNDS=triton.cdiv((support.high - support.low).bit_length(), ways), WAYS_BITS=ways,
             num_warps=warps((shape.lanes << ways) // 4, 16), **SERIAL,
         )  # fmt: skip

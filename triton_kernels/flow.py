@@ -5,9 +5,6 @@
 Every step is `flows.phase`'s on the CPU: networks in int8, maps by straight lines between integer
 knots, and bits off the stack and back onto it that make moving along a line lose nothing. Flows of
 some messages go together, as many samples of each; `turn` says which, see `maps`.
-
-Of the layers there are only affine couplings here, which is what the packaged model has, and places
-do not lean.
 """
 
 from __future__ import annotations
@@ -18,29 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triton_kernels import convolution, lengths, maps, mixture
+from triton_kernels import convolution, layers, lengths, maps, mixture, tilts
 from triton_kernels.dequantize import dequantize, quantize
 from triton_kernels.maps import PARTS, Grid
-from triton_kernels.network import MOST, SHORT_MOST
 from triton_kernels.rans import Messages
+from triton_kernels.steps import INNER, OUTER, Arrays, LayerArrays
 
-Arrays = tuple[Tensor, Tensor, Tensor]
-
-
-class Coupling(NamedTuple):
-    """An affine coupling.
-
-    Attributes:
-        moved: Parts that are moved, ascending.
-        begin: 3x3, of the parts that stay and the context.
-        block: 1x1, added to what it sees.
-        head: 1x1, of the state and the parts.
-    """
-
-    moved: tuple[int, ...]
-    begin: convolution.Layer
-    block: convolution.Layer
-    head: convolution.Layer
+_WORD = 32
+_LOGIT_BITS, _TILT_BITS = 18, 4
 
 
 class Cost(NamedTuple):
@@ -62,8 +44,14 @@ class Flow:
 
     Args:
         context: Weight, bias and shift of the layer that makes contexts of squares' states.
-        couplings: The parts that each moves, and its layers: begin, block and head.
-        device: Where they are to work.
+        given: Its layers, in the order in which an encoder takes them.
+        tables: Of maps by mixtures.
+        tilt: The layer that makes tilts of contexts, and `starts` of `tilts.Lean`; None where
+            places do not lean.
+        device: Where it is to work.
+
+    Attributes:
+        words: Of a message for each sample: popping never gives back more, nor do layers take more.
 
     Raises:
         ValueError: A layer has a shape that no kernel covers.
@@ -72,20 +60,19 @@ class Flow:
     def __init__(
         self,
         context: Arrays,
-        couplings: Sequence[tuple[tuple[int, ...], Arrays, Arrays, Arrays]],
+        given: Sequence[LayerArrays],
+        tables: layers.Tables,
+        tilt: tuple[Arrays, Tensor] | None,
         device: torch.device,
     ) -> None:
-        inner, outer = (0, MOST), (-SHORT_MOST - 1, SHORT_MOST)
-        self._context = convolution.pack(*context, inner, device)
-        self._couplings = [
-            Coupling(
-                moved,
-                convolution.pack(*begin, inner, device),
-                convolution.pack(*block, inner, device),
-                convolution.pack(*head, outer, device),
-            )
-            for moved, begin, block, head in couplings
-        ]
+        self._context = convolution.pack(*context, INNER, device)
+        self._steps = [step for layer in given for step in layer.steps(tables, device)]
+        self._tilt: tuple[convolution.Layer, Tensor] | None = None
+        if tilt is not None:
+            layer, starts = tilt
+            self._tilt = convolution.pack(*layer, OUTER, device), starts.to(device)
+        bits = _LOGIT_BITS + _TILT_BITS + sum(layer.given for layer in given)
+        self.words = -(-bits // _WORD)
 
     def context(self, states: Tensor) -> Tensor:
         """Return what networks see of a phase's squares: room for the parts, and the context.
@@ -105,6 +92,25 @@ class Flow:
         out = states.new_empty((count, h, w, len(PARTS) + self._context.weight.shape[1]))
         convolution.convolve(squares, self._context, out[..., len(PARTS) :])
         return out
+
+    def lean(self, context: Tensor, shape: tuple[int, int, int, int]) -> tilts.Lean | None:
+        """Return how places of [messages taking part, n] samples lean; None where none does.
+
+        Args:
+            context: Of all planes, from `context`.
+            shape: See `push`.
+        """
+        if self._tilt is None:
+            return None
+        layer, starts = self._tilt
+        said = context.new_empty((*context.shape[:3], len(PARTS)), dtype=torch.int16)
+        convolution.convolve(context[..., len(PARTS) :], layer, said)
+        said.clamp_(-tilts.MOST, tilts.MOST)
+        found = context.new_empty((len(context), *shape[2:]))
+        for n, (row, column) in enumerate(PARTS):
+            part = found[:, row::2, column::2]
+            part[:] = said[:, : part.shape[1], : part.shape[2], n]
+        return tilts.Lean(found.view(shape[0], -1), starts)
 
     def push(
         self,
@@ -133,21 +139,22 @@ class Flow:
         Returns:
             What it took and gave; numbers of who does not take part say nothing.
         """
+        lean, held = self.lean(context, shape), lengths.heights(messages, grid.lengths)
         start, freq = start.view(shape[0], -1), freq.view(shape[0], -1)
-        line = dequantize(messages, start, freq, turn, grid)
+        line = dequantize(messages, start, freq, lean, turn, grid)
         lowest = lengths.heights(messages, grid.lengths)
-        ideal = maps.shrinks(line, turn, grid) - logs
+        shrinks = maps.shrinks(line, turn, grid)
+        popped = logs if lean is None else held - lowest + shrinks
+        ideal = shrinks - popped
         y = line.view(shape)
-        for coupling in self._couplings:
-            outputs = _parameters(y, coupling, context, grid)
-            for n, part in enumerate(coupling.moved):
-                parts = part, n, len(coupling.moved)
-                maps.affine(messages, ideal, y, outputs, parts, turn, grid, forward=True)
+        for step in self._steps:
+            for move in step.moves(y, context, turn, grid):
+                move(messages, ideal, True)
             lowest = torch.minimum(lowest, lengths.heights(messages, grid.lengths))
         ideal -= maps.shrinks(line, turn, grid)
         ideal += (turn.diff() * line.shape[1] * grid.precision) << lengths.STEP_BITS
         maps.push_base(messages, line, turn, grid)
-        return Cost(ideal, logs, lowest)
+        return Cost(ideal, popped, lowest)
 
     def pop(
         self,
@@ -181,12 +188,11 @@ class Flow:
         count = shape[1] * shape[2] * shape[3]
         line = maps.pop_base(messages, turn, (shape[0], count), grid)
         y = line.view(shape)
-        for coupling in reversed(self._couplings):
-            outputs = _parameters(y, coupling, context, grid)
-            for n, part in reversed(list(enumerate(coupling.moved))):
-                parts = part, n, len(coupling.moved)
-                maps.affine(messages, lowest, y, outputs, parts, turn, grid, forward=False)
-        return quantize(messages, lowest, line, mixtures, support, tables, turn, grid)
+        for step in reversed(self._steps):
+            for move in reversed(step.moves(y, context, turn, grid)):
+                move(messages, lowest, False)
+        lean = self.lean(context, shape)
+        return quantize(messages, lowest, line, mixtures, support, tables, lean, turn, grid)
 
 
 class Flows(NamedTuple):
@@ -202,13 +208,7 @@ class Flows(NamedTuple):
     phases: Mapping[str, Sequence[Flow]]
     grids: Mapping[int, Grid]
 
-
-def _parameters(y: Tensor, coupling: Coupling, context: Tensor, grid: Grid) -> Tensor:
-    """Return what a coupling's network says of squares, int16 [N, h, w, 2 * moved]."""
-    squares, width = context.shape[:3], coupling.begin.weight.shape[1]
-    both = context.new_empty((*squares, width + len(PARTS)))
-    maps.see(y, coupling.moved, context[..., : len(PARTS)], both[..., width:], grid.fineness)
-    state = convolution.convolve(context, coupling.begin, context.new_empty((*squares, width)))
-    convolution.convolve(state, coupling.block, both[..., :width], residual=state, limits=(0, MOST))
-    out = context.new_empty((*squares, coupling.head.weight.shape[1]), dtype=torch.int16)
-    return convolution.convolve(both, coupling.head, out)
+    @property
+    def words(self) -> int:
+        """See `Flow`; of all of them."""
+        return max(phase.words for group in self.phases.values() for phase in group)

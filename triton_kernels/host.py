@@ -15,6 +15,7 @@ from triton_kernels import (
     convolution,
     features,
     flow,
+    layers,
     linear,
     maps,
     mixture,
@@ -25,6 +26,7 @@ from triton_kernels import (
 from triton_kernels.link import Link
 from triton_kernels.network import Network
 from triton_kernels.session import Frozen, Model, Part, Session
+from triton_kernels.steps import LayerArrays
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -83,32 +85,41 @@ class Host:
     def flows(
         self,
         levels: int,
-        phases: Mapping[str, Sequence[tuple[Arrays, Sequence[tuple[Any, ...]]]]],
+        phases: Mapping[str, Sequence[tuple[Arrays, Sequence[tuple[Any, ...]], Arrays | None]]],
         fineness: int,
         core: NDArray[np.int64],
         lengths: NDArray[np.int64],
         curves: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
+        tables: Mapping[str, NDArray[Any]],
     ) -> flow.Flows:
         """Send the flows of a model's phases to the device.
 
         Args:
             levels: That have them.
-            phases: By the name of the networks, of each phase the context's layer, and of each
-                coupling the parts it moves and its layers; see `flow.Flow`.
+            phases: By the name of the networks, of each phase the context's layer; of each of the
+                flow's what `steps.LayerArrays` has; and the tilts', None where there are none.
             fineness: Of the flows' grid.
             core: See `maps.Grid`.
             lengths: Alike.
             curves: The logit's knots and images by the precision of symbols' intervals.
+            tables: Those of the format: "sigmoid", "reciprocals", "weights", "knots", "images" and
+                "starts"; see `layers.Tables` and `tilts.Lean`.
         """
         device = self.link.device
+        there = {name: _tensor(table) for name, table in tables.items()}
+        probabilities = mixture.tables(there["sigmoid"], there["reciprocals"], device)
+        rest = (there[name].to(device) for name in ("weights", "knots", "images"))
+        shared, starts = layers.Tables(*probabilities, *rest), there["starts"]
         made = {
             name: [
                 flow.Flow(
                     _layer(context),
-                    [(moved, *map(_layer, layers)) for moved, *layers in couplings],
+                    [_of_layer(*about) for about in given],
+                    shared,
+                    None if tilt is None else (_layer(tilt), starts),
                     device,
                 )
-                for context, couplings in group
+                for context, given, tilt in group
             ]
             for name, group in phases.items()
         }
@@ -255,6 +266,17 @@ class Host:
             probabilities, seen, linear.taps(device), weights, costs, moves, lengths,
             search.Prices(*prices), constants, cuts,
         )  # fmt: skip
+
+
+def _tensors(arrays: Any) -> Any:
+    """The arrays of a flow's layer, or of the convolutions of one."""
+    if isinstance(arrays, np.ndarray):
+        return _tensor(arrays)
+    return [_tensors(one) for one in arrays]
+
+
+def _of_layer(kind: str, parts: tuple[int, ...], components: int, arrays: Any) -> LayerArrays:
+    return LayerArrays(kind, parts, components, _tensors(arrays))
 
 
 def _layer(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:

@@ -361,14 +361,14 @@ class Session:
     def _make_room(self, frames: int) -> None:
         """Make room on the tails for what flows give back in a step, whatever the bits say.
 
-        A phase's flow may leave a message longer than it was. Of each symbol that is the steepest
-        slope of the logit over its flattest, 18 bits, and 3/4 of a bit a coupling, of which there
-        are at most 16: less than a word. Heads hold less than a word each.
+        A phase's flow may leave a message longer than it was: see `flow.Flow`, which knows how many
+        words a sample that are at most. Heads hold less than a word each.
         """
-        if self._model.flows is not None and isinstance(self._end, Popper):
-            words = frames * sum(part.planes * part.height * part.width for part in self._parts)
+        flows = self._model.flows
+        if flows is not None and isinstance(self._end, Popper):
+            samples = frames * sum(part.planes * part.height * part.width for part in self._parts)
             lanes = self._end.messages.head.shape[1]
-            self._end.reserve(words + lanes)
+            self._end.reserve(flows.words * samples + lanes)
 
     def _code_top(
         self, jobs: _Jobs, index: int, place: Tensor, first: Tensor | None, shift: int

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triton_kernels import flow, lengths, maps, mixture, rans
-from triton_kernels.flow import Arrays
 from triton_kernels.link import Link, lay_out
 from triton_kernels.rans import Messages, push
+from triton_kernels.steps import Arrays
 
 _ONE = 1 << lengths.STEP_BITS
 
@@ -304,14 +304,14 @@ class Pusher:
     def _room(self, runs: Sequence[list[Kept] | Phase], lanes: int) -> int:
         """Return how many words a tail may need for all that is pushed.
 
-        A word an interval, for a phase goes the shorter way; a flow may need another while it is
-        tried, and another row.
+        A word an interval, for a phase goes the shorter way; a flow may need others while it is
+        tried, which are those that its layers give back, and another row.
         """
         counts = [0] * (len(self._numbers) - 1)
         most = 0
         for run in runs:
             if isinstance(run, Phase):
-                most = max(most, run.size + lanes)
+                most = max(most, run.flow.words * run.size + lanes)
             for chunk, size in _sizes(run):
                 counts[chunk] += size
         return max(counts) + most
@@ -329,8 +329,9 @@ class Pusher:
         segments = torch.stack([turn[:-1] * phase.size, count, one * phase.precision], 1)
         mixed = lengths.code_lengths(phase.freq, segments, self._table)
         logs = ((count * phase.precision) << lengths.STEP_BITS) - mixed
-        # A flow reaches no deeper: it takes less than 64 bits a symbol, and a word a lane ahead.
-        reach = 2 * (phase.size + messages.head.shape[1])
+        # A flow reaches no deeper: a word a symbol for its place, what its layers take, and ahead
+        # a word a lane.
+        reach = (1 + phase.flow.words) * phase.size + 2 * messages.head.shape[1]
         below = torch.arange(-reach, 0, device=turn.device)
         top = (messages.size[:, None] + below).clamp(min=0)
         held = messages.tail.gather(1, top), messages.head.clone(), messages.size.clone()

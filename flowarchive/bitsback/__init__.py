@@ -34,6 +34,7 @@ from flowarchive.bitsback.dequantize import (
     Find,
     place_bits,
     tilt_masses,
+    tilt_starts,
 )
 from flowarchive.bitsback.local import Gaussian, LocalCoder, Map, Segments, Uniform
 from flowarchive.bitsback.normal import Normal
@@ -55,4 +56,5 @@ __all__ = [
     "Uniform",
     "place_bits",
     "tilt_masses",
+    "tilt_starts",
 ]

@@ -70,8 +70,8 @@ def tilt_masses() -> Int64:
 
 
 @cache
-def _starts() -> Int64:
-    """The cumulative masses, int64 [17, 9]."""
+def tilt_starts() -> Int64:
+    """Return the cumulative masses, int64 [17, 9]."""
     return np.pad(np.cumsum(tilt_masses(), axis=1), ((0, 0), (1, 0)))
 
 
@@ -182,7 +182,7 @@ def pop_places(message: Message, freq: Int64, tilt: Int64) -> Int64:
     _check_freq(freq)
     places = np.empty(freq.size, dtype=np.int64)
     head = message.head.copy()
-    size = _pop_places(head, message.tail, message.size, places, freq, tilt, _starts())
+    size = _pop_places(head, message.tail, message.size, places, freq, tilt, tilt_starts())
     message.commit(head, size)
     return places
 
@@ -194,7 +194,7 @@ def push_places(message: Message, places: Int64, freq: Int64, tilt: Int64) -> No
         raise InvalidInterval("an interval does not hold its place")
     message.reserve(2 * places.size)
     message.size = _push_places(
-        message.head, message.tail, message.size, places, freq, tilt, _starts()
+        message.head, message.tail, message.size, places, freq, tilt, tilt_starts()
     )
 
 

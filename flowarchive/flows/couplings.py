@@ -112,12 +112,6 @@ class CouplingShape(NamedTuple):
                 found[f"{prefix}mix.{n}.scale"] = byte, (parts,)
         return found
 
-    @property
-    def is_affine(self) -> bool:
-        """Whether there are affine couplings alone, and places do not lean."""
-        kinds = all(layer.kind == "coupling" and not layer.components for layer in self.layers)
-        return kinds and not self.tilted
-
     def macs(self) -> int:
         """Multiplications of the networks for one square."""
         return sum(int(np.prod(shape)) for shape in self.weights().values())
@@ -164,22 +158,29 @@ class Couplings:
         self.layers = tuple(layer(n, kind) for n, kind in enumerate(shape.layers))
         self._tilt = convolution("head.tilt") if shape.tilted else None
 
-    def affine_layers(self) -> tuple[Any, list[tuple[Any, ...]]]:
-        """Return what a device is sent of affine couplings.
+    def arrays(self) -> tuple[Any, list[tuple[Any, ...]], Any]:
+        """Return what a device is sent of a flow.
 
         Returns:
-            The context's weight, bias and shift; and of each coupling the parts that it moves, and
-            those of its three layers.
+            The context's weight, bias and shift; of each layer its kind, the parts it moves or
+            their order, K, and its constants or those of its convolutions; and the tilts' weight,
+            bias and shift, None where places do not lean.
         """
 
         def layer(name: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
             return layer_of(self._tensors, self._prefix + name)
 
-        couplings = [
-            (kind.moved, *(layer(f"{name}.{n}") for name in ("begin", "block", "head")))
-            for n, kind in enumerate(self.shape.layers)
+        def of(n: int, kind: str) -> tuple[Any, ...]:
+            if kind == "coupling":
+                return tuple(layer(f"{name}.{n}") for name in ("begin", "block", "head"))
+            names = ("shift", "scale") if kind == "norm" else ("lower", "upper", "scale")
+            return tuple(self._tensors[f"{self._prefix}{kind}.{n}.{name}"] for name in names)
+
+        layers = [
+            (shape.kind, shape.moved or shape.order, shape.components, of(n, shape.kind))
+            for n, shape in enumerate(self.shape.layers)
         ]
-        return layer("context"), couplings
+        return layer("context"), layers, layer("head.tilt") if self.shape.tilted else None
 
     def around(self, states: Bytes) -> Surroundings:
         """Return what a flow has to know of a phase with such states."""

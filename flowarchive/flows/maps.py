@@ -402,8 +402,12 @@ class Mixture:
 def _mixture_tables() -> tuple[Int64, Int64, Int64, Int64, Int64, int]:
     """Packed sigmoid, reciprocals, and the logit curve: knots, images, first pieces, shift."""
     packed = search_tables()[0]
-    curve = Logit(_CURVE_PRECISION, MAX_FINENESS).tables
-    return (packed, np.array(RECIPROCALS, dtype=np.int64), *curve)
+    return (packed, np.array(RECIPROCALS, dtype=np.int64), *mixture_curve().tables)
+
+
+def mixture_curve() -> Logit:
+    """Return the curve that mixtures' images are found by, whatever a flow's own is."""
+    return Logit(_CURVE_PRECISION, MAX_FINENESS)
 
 
 @compiled

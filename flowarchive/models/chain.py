@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from flowarchive import int8
 from flowarchive.account import Account
 from flowarchive.ans import Message
-from flowarchive.bitsback import Uniform
+from flowarchive.bitsback import Uniform, tilt_starts
 from flowarchive.codec import Intervals, Reader, Recorder, find_intervals
 from flowarchive.device import Kernels
 from flowarchive.entropy import LogisticMixture, Table
@@ -44,12 +44,13 @@ from flowarchive.flows.maps import (
     RANGE,
     Logit,
     core_table,
+    mixture_curve,
 )
 from flowarchive.flows.phase import PhaseFlow
 from flowarchive.flows.phases import PHASES, Layout, Tensors
 from flowarchive.lengths import log_table
 from flowarchive.models.answer import noise
-from flowarchive.models.offload import Device
+from flowarchive.models.offload import Device, tables
 from flowarchive.models.video import VideoModel, net_shapes
 
 Int32 = NDArray[np.int32]
@@ -84,7 +85,6 @@ class ChainModel(VideoModel):
         super().__init__(config["video"], tensors)
         self._fineness: int = config["flow"]["fineness"]
         self._least_gain = LEAST_GAIN
-        self.has_kernels = all(shape.is_affine for shape in shapes.values())
         self.couplings = {
             name: tuple(Couplings(shape, tensors, _prefix(name, n)) for n in range(PHASES))
             for name, shape in shapes.items()
@@ -104,15 +104,18 @@ class ChainModel(VideoModel):
 
     def _on(self, kernels: Kernels) -> Device:
         phases = {
-            name: [couplings.affine_layers() for couplings in group]
+            name: [couplings.arrays() for couplings in group]
             for name, group in self.couplings.items()
         }
         curves = {
             precision: Logit(precision, self._fineness).tables[:2]
             for precision in range(MIN_PRECISION, MAX_PRECISION + 1)
         }
+        knots, images, _, _ = mixture_curve().tables
+        shared = {**tables(), "knots": knots, "images": images, "starts": tilt_starts()}
         core = core_table(self._fineness)
-        flows = kernels.flows(FLOW_LEVELS, phases, self._fineness, core, log_table(), curves)
+        made = self._fineness, core, log_table(), curves, shared
+        flows = kernels.flows(FLOW_LEVELS, phases, *made)
         return Device(kernels, self.nets, self._filters, flows, self._least_gain)
 
     def for_rehearsal(self) -> Self:

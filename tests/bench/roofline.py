@@ -34,7 +34,7 @@ from flowarchive.models.plan import Plan
 from flowarchive.models.together import MOST
 from flowarchive.models.video import VideoModel
 from flowarchive.store import load_model
-from triton_kernels import ahead, lengths, mixture, rans, stack
+from triton_kernels import cases, lengths, mixture, rans, stack
 from triton_kernels.host import Host
 from triton_kernels.link import Link
 from triton_kernels.session import Session
@@ -179,8 +179,8 @@ class Counter:
     def __init__(
         self, model: VideoModel, height: int, width: int, chunks: int = 1, frames: int = 3
     ) -> None:
-        host = Host(ahead.META)
-        host.link = self.link = _NoLink(ahead.META)
+        host = Host(cases.META)
+        host.link = self.link = _NoLink(cases.META)
         small = -(-height // 2), -(-width // 2)
         self.shapes = [(height, width), small, small]
         self._frame, self._form = planes.blank(self.shapes, "YUV"), Form("YUV", BITS)
@@ -215,7 +215,7 @@ class Counter:
 
     def _record(self, work: Any) -> Step:
         copies = _Copies()
-        with ahead.recorded() as kept, copies:
+        with cases.recorded() as kept, copies:
             work()
         step = Step(copies=copies.count)
         for launch in kept:
@@ -311,19 +311,19 @@ def print_search(search: int, inter: Step, chunks: int) -> None:
 
 def print_flows(height: int, width: int, chunks: int) -> None:
     """What phases of `chain` launch, of the finest level of luma; rows, other than plain ones."""
-    model, host = load_model("chain").network, Host(ahead.META)
+    model, host = load_model("chain").network, Host(cases.META)
     assert isinstance(model, ChainModel)
     model.use(host)  # type: ignore[arg-type]
     assert model._device is not None
     flows, shape = model._device._flows, (chunks, height // 2, width // 2)
-    mixtures = ahead.empty(torch.int32, shape[0] * shape[1] * shape[2], features.INTER_ANCHORS)
+    mixtures = cases.empty(torch.int32, shape[0] * shape[1] * shape[2], features.INTER_ANCHORS)
     support = mixture.Support(-(1 << BITS - 1), (1 << BITS - 1) - 1, min(flows.grids))
-    states = ahead.empty(torch.int8, *shape, model.couplings["inter_luma"][0].shape.state)
+    states = cases.empty(torch.int8, *shape, model.couplings["inter_luma"][0].shape.state)
     steering = stack.Steering(flows.phases["inter_luma"][0], flows.grids[support.precision], states)
-    symbols, messages = ahead.empty(torch.int32, len(mixtures)), ahead._messages(MAX_LANES)
+    symbols, messages = cases.empty(torch.int32, len(mixtures)), cases._messages(MAX_LANES)
     messages = rans.Messages(*(tensor[:chunks].contiguous() for tensor in messages))
-    tables = ahead._tables()
-    pusher = stack.Pusher(tables, ahead.empty(torch.int64, lengths.ENTRIES), chunks)
+    tables = cases._tables()
+    pusher = stack.Pusher(tables, cases.empty(torch.int64, lengths.ENTRIES), chunks)
     popper = stack.Popper(messages, tables)
     coded = [(chunk, 0) for chunk in range(chunks)], lambda: symbols, (mixtures,) * 3, support
 
@@ -336,7 +336,7 @@ def print_flows(height: int, width: int, chunks: int) -> None:
     print(f"\nA phase of `chain` that goes by its flow, {chunks} chunks or one:")
     for name, work in (("push", push), ("pop", lambda: popper.phase(*coded, steering))):
         copies = _Copies()
-        with ahead.recorded() as kept, copies:
+        with cases.recorded() as kept, copies:
             work()
         print(f"  {name:<4} {len(kept)} launches of kernels, {copies.count} of torch's")
     print(
