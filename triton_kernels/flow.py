@@ -1,6 +1,6 @@
 """The continuous flow of a phase on a device: symbols' intervals, a flow's grid, uniform bits.
 
-    a place in each interval, popped  ->  logit  ->  couplings  ->  logistic base
+    a place in each interval, popped  ->  logit  ->  layers  ->  logistic base
 
 Every step is `flows.phase`'s on the CPU: networks in int8, maps by straight lines between integer
 knots, and bits off the stack and back onto it that make moving along a line lose nothing. Flows of
