@@ -14,7 +14,7 @@ from flowarchive import motion
 from flowarchive.models import offload, plan
 from flowarchive.motion.compensate import FILTERS
 from flowarchive.motion.picture import DETAIL_LIMIT
-from triton_kernels import ahead, lattice, picture, search
+from triton_kernels import cases, lattice, picture, search
 from triton_kernels import motion as kernels
 from triton_kernels import plan as plans
 
@@ -129,15 +129,15 @@ def test_the_search_chooses_the_same_field(monkeypatch):
 
 def test_chunks_together_may_be_more_than_32_bits_count():
     """Of the largest frames; only what one program steps through has to be counted in 32."""
-    with ahead.recorded() as kept:
-        luma = ahead.empty(torch.int32, 8, 1 << 13, 1 << 13)
-        quarters = ahead.empty(torch.int32, 4, 8)
+    with cases.recorded() as kept:
+        luma = cases.empty(torch.int32, 8, 1 << 13, 1 << 13)
+        quarters = cases.empty(torch.int32, 4, 8)
         one, two = (picture.picture(luma, quarters, 8) for _ in range(2))
-        tables = search.Prices(*(table.to(ahead.META) for table in prices()))
-        hints = ahead.empty(torch.int16, 8, 1 << 10, 1 << 10, 2)
+        tables = search.Prices(*(table.to(cases.META) for table in prices()))
+        hints = cases.empty(torch.int16, 8, 1 << 10, 1 << 10, 2)
         fields = search.search(one, two, hints, tables, two)
-        stored = ahead.empty(torch.int16, 8, 30, 1, 1 << 13, 1 << 13)
-        lattice.take(stored, ahead.empty(torch.int32, 8), 1, 0)
+        stored = cases.empty(torch.int16, 8, 30, 1, 1 << 13, 1 << 13)
+        lattice.take(stored, cases.empty(torch.int32, 8), 1, 0)
     assert min(one.phases.numel(), stored.numel()) > 1 << 31
     assert fields.shape == (2, *hints.shape)
     assert len(kept) == 4 + 2 + (512 + 2 * 511 + search.LAG) + 1

@@ -90,7 +90,7 @@ def compile_launch(launch: Launch, target: str) -> Outcome:
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = dict(launch.options)
     if TARGETS[target].backend == "hip":
-        options.pop("maxnreg", None)  # a launch on such a GPU does without it
+        options.pop("maxnreg", None)  # NVIDIA's alone
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     text = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
     product = PRODUCTS[target].search(text)

@@ -15,7 +15,7 @@ from torch import Tensor
 EXACT = {"enable_fp_fusion": False}
 """What every launch asks of compilers: floats, where there are any, are not contracted."""
 
-SERIAL = EXACT | ({} if torch.version.hip else {"maxnreg": 128})
+SERIAL = EXACT | {"maxnreg": 128}
 """What launches ask for of which a program owns a message: registers enough, where a compiler has
 to be told, for the calls that divisions of 64 bits are; else it spills."""
 

@@ -171,7 +171,7 @@ class Flow:
         """Undo `push`.
 
         Args:
-            messages: As in `push`; each tail has room for a word a symbol.
+            messages: As in `push`; each tail has room for `words` a symbol.
             lowest: int32 [messages], lowered to the least sizes on the way, above which words may
                 be others.
             mixtures: Of the symbols, int32 [n, K]; see `mixture.intervals`.

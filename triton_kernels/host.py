@@ -37,8 +37,14 @@ def interpreted() -> bool:
 
 
 def find() -> str | None:
-    """Return what the GPU that would be used is called; None where there is none."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    """Return what the GPU that would be used is called; None where there is none.
+
+    AMD's are compiled for, and not used: a barrier there does not wait for what a program's threads
+    have stored, which others of them go on to read.
+    """
+    if torch.version.hip or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_name()
 
 
 class HostNetwork:

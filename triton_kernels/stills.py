@@ -28,6 +28,9 @@ TOGETHER = 1 << 24
 """Padded samples that go through a flow at once, but for a single frame's of more; they share the
 memory of a device."""
 
+MOST_FRAMES = (1 << 16) - 1
+"""That go together, however small they are: a launch's grid has room for no more side by side."""
+
 SHORT_BITS = 12
 """Samples of no more bits fit int16, even those that a hostile message makes a flow give back."""
 
@@ -217,6 +220,7 @@ class Stills:
         """Frames of all chunks, in order, whose planes go through a part's flow at once."""
         count, (height, width) = self._chunks * self._frames, self._padded(index)
         step = max(1, TOGETHER // (height * width * self._parts[index].planes))
+        step = min(step, MOST_FRAMES)
         return (range(first, min(first + step, count)) for first in range(0, count, step))
 
     def _latents(self) -> Iterator[tuple[Part, list[Latent]]]:

@@ -134,6 +134,10 @@ class _Unknown:
         return field
 
 
+MOST_FRAMES = (1 << 12) - 1
+"""Of a chunk: planes of eight chunks, two of chroma a frame, lie side by side in a launch's grid,
+which has room for 65535."""
+
 MOST_SAMPLES = 1 << 26
 """Of a frame's luma: kernels count the bytes of a state, at most 20 for each, in 32 bits."""
 
@@ -165,9 +169,9 @@ class Device:
         self._together = Together()
 
     @staticmethod
-    def holds(frame: planes.Components) -> bool:
-        """Whether kernels can take frames of this size; the CPU has those that they cannot."""
-        return frame.luma.size <= MOST_SAMPLES
+    def holds(frame: planes.Components, count: int) -> bool:
+        """Whether kernels can take so many such frames; the CPU has those that they cannot."""
+        return frame.luma.size <= MOST_SAMPLES and count <= MOST_FRAMES
 
     def push_frames(
         self, message: Message, frames: Sequence[planes.Components], letters: str, bits: int

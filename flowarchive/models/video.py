@@ -224,7 +224,7 @@ class VideoModel:
         threads: int = 1,
     ) -> Account:
         """Push a chunk's frames; see `models.Model`."""
-        if self._device and self._device.holds(frames[0]):
+        if self._device and self._device.holds(frames[0], len(frames)):
             return self._device.push_frames(message, frames, letters, bits)
         recorder = self.recorder()
         with _threads(threads) as executor:
@@ -248,7 +248,7 @@ class VideoModel:
     ) -> Iterator[planes.Components]:
         """Pop `count` frames; see `models.Model`."""
         unknown = planes.blank(shapes, letters)
-        if self._device and self._device.holds(unknown):
+        if self._device and self._device.holds(unknown, count):
             yield from self._device.pop_frames(message, [unknown] * count, letters, bits)
             return
         with _threads(threads) as executor:
