@@ -38,10 +38,11 @@ def rehearse(model: Model) -> bytes | None:
 
     Noise that moves by a sample a frame, so that frames of one and of two references follow the
     first, onto a message of noise, which has bits to borrow: what has a flow goes by it.
+    Its largest phase is more than a row of lanes, which takes words that the row before has put.
     """
     model = model.for_rehearsal()
-    shapes, count, lanes = [(6, 7), (3, 4), (3, 4)], 3, 64
-    texture = (noise(10 * 10) % 64 - 32).astype(np.int32).reshape(10, 10)
+    shapes, count, lanes = [(16, 18), (8, 9), (8, 9)], 3, 64
+    texture = (noise(20 * 20) % 64 - 32).astype(np.int32).reshape(20, 20)
     frames = []
     for t in range(count):
         luma, u, v = (texture[t : t + h, t : t + w] + t for h, w in shapes)
