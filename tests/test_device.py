@@ -490,14 +490,16 @@ def test_a_rehearsal_is_a_chunk_that_comes_back(monkeypatch):
     assert rehearse(model) is None
 
 
-FLOW_KERNELS = ["shrinks", "push_base", "pop_base", "seen", "affine"]
+FLOW_KERNELS = [
+    *((maps, f"{name}_kernel") for name in ("shrinks", "push_base", "pop_base", "seen", "affine")),
+    *((dequantize, f"{way}quantize_kernel") for way in ("de", "")),
+]
 
 
 @pytest.mark.slow
 def test_flows_are_rehearsed(kernels, monkeypatch):
     """All that packing and unpacking by a flow launch is launched before a user's archive is."""
-    runs = [Runs(monkeypatch, maps, f"{name}_kernel") for name in FLOW_KERNELS]
-    runs += [Runs(monkeypatch, dequantize, f"{way}quantize_kernel") for way in ("de", "")]
+    runs = [Runs(monkeypatch, *kernel) for kernel in FLOW_KERNELS]
     model = make_chain_model(seed=2)
     answer = model.known_answer()
     monkeypatch.setattr(model, "known_answer", lambda: answer)
@@ -505,6 +507,23 @@ def test_flows_are_rehearsed(kernels, monkeypatch):
     assert all(run.grids for run in runs)
     # Phases of the two levels, of luma and chroma, of three frames, but those without samples.
     assert len(runs[1].grids) == len(runs[2].grids) == 36
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", FLOW_KERNELS, ids=lambda kernel: kernel[1])
+def test_a_flow_that_cannot_be_launched_is_found_out(kernels, monkeypatch, caplog, kernel):
+    """One line, and the CPU for `auto`, before anything is packed or unpacked."""
+    model = make_chain_model(seed=2)
+    answer = model.known_answer()
+    monkeypatch.setattr(model, "known_answer", lambda: answer)
+    monkeypatch.setattr(*kernel, Broken())
+    one = stored(model, kernels, monkeypatch)
+    assert store.place(one, "auto") == "cpu"
+    (message,) = caplog.messages
+    assert message.endswith("invalid device context; it runs on the CPU")
+    with pytest.raises(DeviceError, match="'tiny' cannot run on Triton's interpreter: RuntimeErr"):
+        store.place(one, "cuda")
+    assert model._device is None
 
 
 def test_a_driver_may_be_broken(monkeypatch):

@@ -135,7 +135,7 @@ def test_evaluation_compares_twins_with_what_is_coded(trained, path, monkeypatch
     assert (row.frames, row.samples) == (FRAMES, FRAMES * VIDEO.samples_per_frame)
     assert row.float_twin == pytest.approx(row.fake_twin, rel=0.05)
     # The coder also puts scales right by what they cost, which no twin does.
-    assert row.frozen < 1.01 * row.fake_twin  # after a second of training, or less under load
+    assert row.frozen < 1.005 * row.fake_twin
     assert row.frozen < row.coded < row.frozen + 0.02
     nothing = np.zeros(BUCKETS, dtype=np.int32)
     monkeypatch.setattr(ScaleCorrection, "offsets", lambda self, group, phase: nothing)
