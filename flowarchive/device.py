@@ -91,7 +91,6 @@ class Kernels(Protocol):
         phases: dict[str, Any],
         fineness: int,
         core: Any,
-        lengths: Any,
         curves: dict[int, Any],
         tables: dict[str, Any],
     ) -> Any:

@@ -97,18 +97,20 @@ def alone(monkeypatch) -> Any:
 def kernels(alone, monkeypatch) -> Any:
     """The search and the solution for filters, which take the interpreter long, are the CPU's."""
 
-    def on_cpu(one, n):
+    def on_cpu(one, n, shape):
         parts = {name: tensor[n].numpy() for name, tensor in one._asdict().items()}
-        return SimpleNamespace(shape=SHAPES[0], **parts)
+        return SimpleNamespace(shape=shape, **parts)
 
     def search_on_cpu(current, last, hints, prices, older):
         found = []
         for n, hint in enumerate(hints.numpy()):
-            own, past = on_cpu(current, n), on_cpu(last, n)
+            # All that is asked of the shape is how many blocks there are.
+            shape = tuple(motion.BLOCK * side for side in hint.shape[:2])
+            own, past = on_cpu(current, n, shape), on_cpu(last, n, shape)
             fields = [motion.search(own, past, hint)]
             if older is not None:
                 doubled, known = motion.doubled(fields[0]), (past, fields[0])
-                fields.append(motion.search(own, on_cpu(older, n), doubled, beside=known))
+                fields.append(motion.search(own, on_cpu(older, n, shape), doubled, beside=known))
             found.append(fields)
         return torch.from_numpy(np.array(found).swapaxes(0, 1))
 
@@ -243,7 +245,6 @@ def test_flows_cross_over(kernels, monkeypatch):
         return pop(messages, start, *rest)
 
     monkeypatch.setattr(rans, "pop", spy)
-    monkeypatch.setattr(sys.modules[__name__], "SHAPES", [(12, 12)])
     model = make_chain_model(seed=2)
     random = np.random.default_rng(1)
     texture = random.integers(-90, 90, (40, 40)).astype(np.int32)

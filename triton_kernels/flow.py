@@ -126,8 +126,9 @@ class Flow:
         """Push symbols, with bits that come back when they are popped.
 
         Args:
-            messages: Give and take bits, in place; each tail has room for two words a symbol. Sizes
-                become -1 where there are too few words, and what else there is is unspecified.
+            messages: Give and take bits, in place; each tail has room for a word a symbol, and for
+                `words` more. Sizes become -1 where there are too few words, and what else there is
+                is unspecified.
             start: Left ends of the symbols' intervals, int32 [n], message after message.
             freq: Their widths, alike.
             logs: The sums of the widths' logarithms, int64 [messages], in steps.
@@ -139,12 +140,13 @@ class Flow:
         Returns:
             What it took and gave; numbers of who does not take part say nothing.
         """
-        lean, held = self.lean(context, shape), lengths.heights(messages, grid.lengths)
+        lean = self.lean(context, shape)
+        held = None if lean is None else lengths.heights(messages, grid.lengths)
         start, freq = start.view(shape[0], -1), freq.view(shape[0], -1)
         line = dequantize(messages, start, freq, lean, turn, grid)
         lowest = lengths.heights(messages, grid.lengths)
         shrinks = maps.shrinks(line, turn, grid)
-        popped = logs if lean is None else held - lowest + shrinks
+        popped = logs if held is None else held - lowest + shrinks
         ideal = shrinks - popped
         y = line.view(shape)
         for step in self._steps:

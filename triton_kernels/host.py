@@ -76,7 +76,7 @@ class Host:
         self.name = "Triton's interpreter" if interpreted() else find() or ""
         self.link = Link(device or torch.device("cpu" if interpreted() else "cuda"))
         self._frozen: Frozen | None = None
-        self._probabilities: mixture.Tables | None = None
+        self._shared: tuple[mixture.Tables, Tensor] | None = None
 
     def network(
         self, layers: Mapping[str, Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]]
@@ -94,7 +94,6 @@ class Host:
         phases: Mapping[str, Sequence[tuple[Arrays, Sequence[tuple[Any, ...]], Arrays | None]]],
         fineness: int,
         core: NDArray[np.int64],
-        lengths: NDArray[np.int64],
         curves: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
         tables: Mapping[str, NDArray[Any]],
     ) -> flow.Flows:
@@ -106,16 +105,14 @@ class Host:
                 flow's what `steps.LayerArrays` has; and the tilts', None where there are none.
             fineness: Of the flows' grid.
             core: See `maps.Grid`.
-            lengths: Alike.
             curves: The logit's knots and images by the precision of symbols' intervals.
-            tables: Those of the format: "sigmoid", "reciprocals", "weights", "knots", "images" and
-                "starts"; see `layers.Tables` and `tilts.Lean`.
+            tables: Those of the format: "sigmoid", "reciprocals", "lengths", "weights", "knots",
+                "images" and "starts"; see `layers.Tables` and `tilts.Lean`.
         """
         device = self.link.device
-        there = {name: _tensor(table) for name, table in tables.items()}
-        probabilities = mixture.tables(there["sigmoid"], there["reciprocals"], device)
-        rest = (there[name].to(device) for name in ("weights", "knots", "images"))
-        shared, starts = layers.Tables(*probabilities, *rest), there["starts"]
+        probabilities, steps = self._send_tables(tables)
+        rest = (_tensor(tables[name]).to(device) for name in ("weights", "knots", "images"))
+        shared, starts = layers.Tables(*probabilities, *rest), _tensor(tables["starts"])
         made = {
             name: [
                 flow.Flow(
@@ -129,7 +126,7 @@ class Host:
             ]
             for name, group in phases.items()
         }
-        half, steps = (_tensor(table).to(device) for table in (core, lengths))
+        half = _tensor(core).to(device)
         grids = {
             precision: maps.Grid(
                 fineness,
@@ -179,18 +176,14 @@ class Host:
         Args:
             tables: Those of the format: "sigmoid", "reciprocals" and "lengths".
             flows: From `integer_flow`, of luma and of chroma.
-            parts: Of a frame, what `stills.Part` has.
+            parts: Of a frame, what `session.Part` has.
             chunks: How many.
             frames: Of each chunk.
             bits: Depth of the samples.
         """
-        if self._probabilities is None:
-            self._probabilities = self._send_tables(tables)
-        steps = _tensor(tables["lengths"]).to(self.link.device)
-        every = [stills.Part(*part) for part in parts]
-        return stills.Stills(
-            self.link, self._probabilities, steps, flows, every, chunks, frames, bits
-        )
+        every = [Part(*part) for part in parts]
+        shared = self._send_tables(tables)
+        return stills.Stills(self.link, *shared, flows, every, chunks, frames, bits)
 
     def answer(
         self, flow: squeezed.Flow, samples: NDArray[np.int32], context: NDArray[np.int8] | None
@@ -255,21 +248,26 @@ class Host:
         every = [Part(*part) for part in parts]
         return Session(self.link, self._frozen, model, every, chunks, frames, bits)
 
-    def _send_tables(self, tables: Mapping[str, NDArray[Any]]) -> mixture.Tables:
-        """Send the tables of the entropy model."""
-        sigmoid, reciprocals = (_tensor(tables[name]) for name in ("sigmoid", "reciprocals"))
-        return mixture.tables(sigmoid, reciprocals, self.link.device)
+    def _send_tables(self, tables: Mapping[str, NDArray[Any]]) -> tuple[mixture.Tables, Tensor]:
+        """Send the tables of the entropy model and of `lengths`, once."""
+        if self._shared is None:
+            sigmoid, reciprocals, steps = (
+                _tensor(tables[name]) for name in ("sigmoid", "reciprocals", "lengths")
+            )
+            device = self.link.device
+            self._shared = mixture.tables(sigmoid, reciprocals, device), steps.to(device)
+        return self._shared
 
     def _freeze(self, tables: Mapping[str, NDArray[Any]]) -> Frozen:
         device = self.link.device
         there = {name: _tensor(table) for name, table in tables.items()}
-        probabilities = self._send_tables(tables)
+        probabilities, steps = self._send_tables(tables)
         seen = features.tables(there["logs"], device)
-        names = "weights", "costs", "moves", "lengths", "constants", "cuts"
-        weights, costs, moves, lengths, constants, cuts = (there[name].to(device) for name in names)
+        names = "weights", "costs", "moves", "constants", "cuts"
+        weights, costs, moves, constants, cuts = (there[name].to(device) for name in names)
         prices = (there[name].to(device) for name in ("rates", "bits", "magnitudes"))
         return Frozen(
-            probabilities, seen, linear.taps(device), weights, costs, moves, lengths,
+            probabilities, seen, linear.taps(device), weights, costs, moves, steps,
             search.Prices(*prices), constants, cuts,
         )  # fmt: skip
 

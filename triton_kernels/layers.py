@@ -23,7 +23,7 @@ from torch import Tensor
 
 from triton_kernels.checks import EXACT, SERIAL, check
 from triton_kernels.convolution import clamp
-from triton_kernels.lengths import ENTRIES, log2
+from triton_kernels.lengths import ENTRIES
 from triton_kernels.maps import (
     _RANGE,
     _SCALE_MAX,
@@ -32,11 +32,12 @@ from triton_kernels.maps import (
     PARTS,
     Grid,
     affine_piece,
+    keep_along,
+    move_along,
     piece,
 )
 from triton_kernels.mixture import TABLE_SIZE, sigmoid_of
 from triton_kernels.rans import Messages, check_messages, enter, leave, warps
-from triton_kernels.uniform import move_row
 
 MAX_COMPONENTS = 8
 ROW = 8
@@ -226,15 +227,13 @@ def move_kernel(
         y0 = tl.load(pieces + 2 * count + e, known, other=0).to(tl.int64)
         v = tl.load(pieces + 3 * count + e, known, other=1).to(tl.int64)
         z = tl.load(place, known, other=0)
-        h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
-        tl.store(place, moved, known)
-        if FORWARD:
-            shrinks += tl.where(known, log2(w, table) - log2(v, table), 0)
+        h, live, least, shrinks = move_along(
+            h, words, live, least, shrinks, capacity, place, z, x0, w, y0, v, table, known, FORWARD
+        )
         row += -LANES if FORWARD else LANES
         left -= 1
     leave(head, size, h, live, LANES)
-    before = tl.load(along + i_m)
-    tl.store(along + i_m, before + tl.sum(shrinks, 0) if FORWARD else tl.minimum(before, least))
+    keep_along(along, least, shrinks, FORWARD)
 
 
 def row(y: Tensor, part: int, constants: Tensor, grid: Grid, forward: bool) -> Tensor:

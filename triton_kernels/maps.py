@@ -132,6 +132,27 @@ def shrinks_kernel(
 
 
 @triton.jit
+def move_along(
+    h, words, live, least, shrinks, capacity, place, z, x0, w, y0, v, table, known,
+    FORWARD: tl.constexpr,
+):  # fmt: skip
+    """Move a row of samples z, which lie at `place`, along their pieces, and keep what it took."""
+    h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
+    tl.store(place, moved, known)
+    if FORWARD:
+        shrinks += tl.where(known, log2(w, table) - log2(v, table), 0)
+    return h, live, least, shrinks
+
+
+@triton.jit
+def keep_along(along, least, shrinks, FORWARD: tl.constexpr):
+    """Keep what moving one message's samples took; see `affine`."""
+    i_m = tl.program_id(0)
+    before = tl.load(along + i_m)
+    tl.store(along + i_m, before + tl.sum(shrinks, 0) if FORWARD else tl.minimum(before, least))
+
+
+@triton.jit
 def affine_kernel(
     head, tail, size, along, y, outputs, core, table, turn, planes, rows, columns, down, right,
     squares_h, squares_w, parameter, moved_parts, fineness, capacity,
@@ -162,15 +183,13 @@ def affine_kernel(
         half = tl.load(core + clamp(scale, -_SCALE_MAX, _SCALE_MAX) + _SCALE_MAX)
         z = tl.load(place, known, other=0)
         x0, w, y0, v = affine_piece(z, shift, half, fineness, FORWARD)
-        h, live, least, moved = move_row(h, words, live, least, capacity, z, x0, w, y0, v, known)
-        tl.store(place, moved, known)
-        if FORWARD:
-            shrinks += tl.where(known, log2(w, table) - log2(v, table), 0)
+        h, live, least, shrinks = move_along(
+            h, words, live, least, shrinks, capacity, place, z, x0, w, y0, v, table, known, FORWARD
+        )
         row += -LANES if FORWARD else LANES
         left -= 1
     leave(head, size, h, live, LANES)
-    before = tl.load(along + i_m)
-    tl.store(along + i_m, before + tl.sum(shrinks, 0) if FORWARD else tl.minimum(before, least))
+    keep_along(along, least, shrinks, FORWARD)
 
 
 @triton.jit

@@ -41,7 +41,7 @@ from triton_kernels.flow import Flows
 from triton_kernels.link import Link, lay_out
 from triton_kernels.network import Network
 from triton_kernels.rans import Messages
-from triton_kernels.stack import Entry, Popper, Pusher, Steering
+from triton_kernels.stack import Batch, Entry, Popper, Pusher, Steering
 
 LEVEL_NETS = 3
 SCALE_ONE = 40
@@ -55,7 +55,7 @@ class Part(NamedTuple):
         planes: Of a frame.
         height: Their rows.
         width: Their columns.
-        low: The least sample.
+        low: The least symbol.
         high: The greatest.
         precision: Of the entropy model.
         chroma: They see luma.
@@ -68,6 +68,11 @@ class Part(NamedTuple):
     high: int
     precision: int
     chroma: bool
+
+    @property
+    def support(self) -> mixture.Support:
+        """Of its symbols."""
+        return mixture.Support(self.low, self.high, self.precision)
 
 
 Lights = Sequence[tuple[int, int, NDArray[np.int32]]]
@@ -384,11 +389,9 @@ class Session:
         else:
             mean, scale = first[:, ::step, ::step].reshape(-1) * 64, SCALE_ONE + 8 * (1 + shift)
         alone = torch.full_like(mean, scale)[:, None], torch.full_like(mean, 1 << 12)[:, None]
+        mixtures = mean[:, None].contiguous(), *alone
         symbols = self._end.code(
-            jobs.pairs(),
-            lambda: top.reshape(-1).to(torch.int32),
-            (mean[:, None].contiguous(), *alone),
-            mixture.Support(part.low, part.high, part.precision),
+            Batch(jobs.pairs(), lambda: top.reshape(-1).to(torch.int32), mixtures, part.support)
         )
         if isinstance(self._end, Popper):
             planes[place.long(), ::step, ::step] = symbols.view(top.shape).to(planes.dtype)
@@ -410,7 +413,6 @@ class Session:
         kind = f"{'inter' if inter else 'intra'}_{'chroma' if part.chroma else 'luma'}"
         net = self._model.nets[kind][min(level, LEVEL_NETS - 1)]
         grid = lattice.grid_shape(part.height, part.width, level)
-        support = mixture.Support(part.low, part.high, part.precision)
         state, last = None, None
         for phase in range(3):
             channels = features.channels(inter, part.chroma, phase)
@@ -439,14 +441,15 @@ class Session:
             )
             pairs, read = jobs.pairs(), partial(lattice.take, planes, place, level, phase)
             mixtures, flows = (made.mean, made.corrected, made.weight), self._model.flows
+            batch = Batch(pairs, read, mixtures, part.support)
             if flows is None or level >= flows.levels:
-                symbols = self._end.code(pairs, read, mixtures, support)
+                symbols = self._end.code(batch)
             else:
                 steering = Steering(
                     flows.phases[kind][phase], flows.grids[part.precision],
                     state[:, : shape[0], : shape[1]],
                 )  # fmt: skip
-                symbols = self._end.phase(pairs, read, mixtures, support, steering)
+                symbols = self._end.phase(batch, steering)
             if isinstance(self._end, Popper):
                 lattice.put(planes, place, level, phase, symbols)
             correction.learn(

@@ -105,47 +105,42 @@ class Entry(NamedTuple):
     lowest: float | None = None
 
 
+class Batch(NamedTuple):
+    """Symbols of some chunks that are coded side by side.
+
+    Attributes:
+        jobs: Which chunks in ascending order, and which of their frames.
+        read: Gives the symbols, where they are known.
+        mixtures: Mean, scale and weight, int32 [n, K]; each chunk has as many in a row.
+        support: Of all symbols.
+    """
+
+    jobs: Sequence[tuple[int, int]]
+    read: Callable[[], Tensor]
+    mixtures: Arrays
+    support: mixture.Support
+
+    @property
+    def chunks(self) -> list[int]:
+        """Which take part."""
+        return [chunk for chunk, _ in self.jobs]
+
+
 class End(Protocol):
     """One end of a walk."""
 
-    def code(
-        self,
-        jobs: Sequence[tuple[int, int]],
-        read: Callable[[], Tensor],
-        mixtures: Arrays,
-        support: mixture.Support,
-    ) -> Tensor:
-        """Code symbols of some chunks.
+    def code(self, batch: Batch) -> Tensor:
+        """Code symbols, and return them, int32 [n]."""
+
+    def phase(self, batch: Batch, steering: Steering) -> Tensor:
+        """Code a phase, each chunk's by its flow or under its mixtures; one bit says how.
 
         Args:
-            jobs: Which chunks in ascending order, and which of their frames.
-            read: Gives the symbols, where they are known.
-            mixtures: Mean, scale and weight, int32 [n, K]; each chunk has as many in a row.
-            support: Of all symbols.
-
-        Returns:
-            int32 [n].
-        """
-
-    def phase(
-        self,
-        jobs: Sequence[tuple[int, int]],
-        read: Callable[[], Tensor],
-        mixtures: Arrays,
-        support: mixture.Support,
-        steering: Steering,
-    ) -> Tensor:
-        """Code a phase of some chunks, each by its flow or under its mixtures; one bit says how.
-
-        Args:
-            jobs: As in `code`.
-            read: As in `code`.
-            mixtures: As in `code`.
-            support: As in `code`.
+            batch: Its symbols.
             steering: Of the flow.
 
         Returns:
-            int32 [n].
+            The symbols, int32 [n].
         """
 
 
@@ -165,41 +160,33 @@ class Pusher:
         self._count = 0
         self._kept: list[Kept | Phase] = []
 
-    def code(
-        self,
-        jobs: Sequence[tuple[int, int]],
-        read: Callable[[], Tensor],
-        mixtures: Arrays,
-        support: mixture.Support,
-    ) -> Tensor:
+    def code(self, batch: Batch) -> Tensor:
         """Keep the symbols' intervals; see `End`."""
-        symbols = read()
-        self._found.append(mixture.intervals(symbols, *mixtures, support, self._tables))
-        each = symbols.numel() // len(jobs)
-        for chunk, frame in jobs:
-            self._kept.append(Kept(chunk, frame, self._count, each, support.precision))
+        symbols, *found = self._intervals(batch)
+        self._found.append((found[0], found[1]))
+        each = symbols.numel() // len(batch.jobs)
+        for chunk, frame in batch.jobs:
+            self._kept.append(Kept(chunk, frame, self._count, each, batch.support.precision))
             self._count += each
         return symbols
 
-    def phase(
-        self,
-        jobs: Sequence[tuple[int, int]],
-        read: Callable[[], Tensor],
-        mixtures: Arrays,
-        support: mixture.Support,
-        steering: Steering,
-    ) -> Tensor:
+    def phase(self, batch: Batch, steering: Steering) -> Tensor:
         """Keep a phase; see `End`."""
-        symbols = read()
-        start, freq = mixture.intervals(symbols, *mixtures, support, self._tables)
+        symbols, start, freq = self._intervals(batch)
         flow, grid, states = steering
         planes, rows, columns = states.shape[:3]
-        shape = len(jobs), planes // len(jobs), rows, columns
-        context = flow.context(states)
+        shape = len(batch.jobs), planes // len(batch.jobs), rows, columns
+        about = batch.support.precision, flow, grid
         self._kept.append(
-            Phase(tuple(jobs), start, freq, support.precision, flow, grid, context, shape)
+            Phase(tuple(batch.jobs), start, freq, *about, flow.context(states), shape)
         )
         return symbols
+
+    def _intervals(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Read symbols, and find the left ends and widths of their intervals."""
+        symbols = batch.read()
+        found = mixture.intervals(symbols, *batch.mixtures, batch.support, self._tables)
+        return symbols, *found
 
     def keep(self, chunk: int, frame: int, start: Tensor, freq: Tensor, precision: int) -> None:
         """Keep what the CPU has found, int32 [n] each, not sent yet."""
@@ -412,27 +399,13 @@ class Popper:
         self._numbers = torch.arange(len(messages.size) + 1, device=messages.size.device)
         self.lowest, self.largest = messages.size.clone(), 0
 
-    def code(
-        self,
-        jobs: Sequence[tuple[int, int]],
-        read: Callable[[], Tensor],
-        mixtures: Arrays,
-        support: mixture.Support,
-    ) -> Tensor:
+    def code(self, batch: Batch) -> Tensor:
         """Pop symbols; see `End`. Chunks without a job pop none."""
-        turn = _turn(self._numbers, [chunk for chunk, _ in jobs])
-        return self._pop(turn, len(jobs), mixtures, support)
+        return self._pop(_turn(self._numbers, batch.chunks), batch)
 
-    def phase(
-        self,
-        jobs: Sequence[tuple[int, int]],
-        read: Callable[[], Tensor],
-        mixtures: Arrays,
-        support: mixture.Support,
-        steering: Steering,
-    ) -> Tensor:
+    def phase(self, batch: Batch, steering: Steering) -> Tensor:
         """Pop a phase; see `End`. Both ways are gone, each with the messages that go it."""
-        chunks, (flow, grid, states) = [chunk for chunk, _ in jobs], steering
+        chunks, (flow, grid, states) = batch.chunks, steering
         turn = _turn(self._numbers, chunks)
         # Who does not take part pops half a symbol of two: nothing.
         taking = turn.diff().int()
@@ -444,11 +417,11 @@ class Popper:
         lowest = self.lowest.clone()
         planes, rows, columns = states.shape[:3]
         popped = flow.pop(
-            by_flow, lowest, mixtures, support, self._tables, turn, grid, flow.context(states),
-            (len(chunks), planes // len(chunks), rows, columns),
+            by_flow, lowest, batch.mixtures, batch.support, self._tables, turn, grid,
+            flow.context(states), (len(chunks), planes // len(chunks), rows, columns),
         )  # fmt: skip
         self.messages = messages._replace(size=torch.where(goes, -1, messages.size))
-        plain = self._pop(turn, len(chunks), mixtures, support)
+        plain = self._pop(turn, batch)
         self.messages = Messages(
             torch.where(goes[:, None], by_flow.head, self.messages.head),
             messages.tail,
@@ -468,17 +441,11 @@ class Popper:
             longer[:, : tail.shape[1]] = tail
             self.messages = self.messages._replace(tail=longer)
 
-    def _pop(
-        self,
-        turn: Tensor,
-        taking: int,
-        mixtures: Arrays,
-        support: mixture.Support,
-    ) -> Tensor:
+    def _pop(self, turn: Tensor, batch: Batch) -> Tensor:
         """Pop symbols of those who take part under their mixtures."""
-        each = mixtures[0].shape[0] // taking
+        each = batch.mixtures[0].shape[0] // len(batch.jobs)
         symbols, self.messages = rans.pop_symbols(
-            self.messages, *mixtures, turn * each, support, self._tables
+            self.messages, *batch.mixtures, turn * each, batch.support, self._tables
         )
         return symbols
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from triton_kernels import lattice, lengths, mixture, rans
 from triton_kernels.link import Link, lay_out
+from triton_kernels.session import Part
 from triton_kernels.squeezed import Distributions, Flow, Grid, Latent
 
 TOGETHER = 1 << 24
@@ -33,33 +34,6 @@ MOST_FRAMES = (1 << 16) - 1
 
 SHORT_BITS = 12
 """Samples of no more bits fit int16, even those that a hostile message makes a flow give back."""
-
-
-class Part(NamedTuple):
-    """Planes that are coded together.
-
-    Attributes:
-        planes: Of a frame.
-        height: Their rows.
-        width: Their columns.
-        low: The least symbol.
-        high: The greatest.
-        precision: Of the entropy model.
-        chroma: They see luma, by a flow of their own.
-    """
-
-    planes: int
-    height: int
-    width: int
-    low: int
-    high: int
-    precision: int
-    chroma: bool
-
-    @property
-    def support(self) -> mixture.Support:
-        """Of its symbols."""
-        return mixture.Support(self.low, self.high, self.precision)
 
 
 class Stills:

@@ -48,7 +48,6 @@ from flowarchive.flows.maps import (
 )
 from flowarchive.flows.phase import PhaseFlow
 from flowarchive.flows.phases import PHASES, Layout, Tensors
-from flowarchive.lengths import log_table
 from flowarchive.models.answer import noise
 from flowarchive.models.offload import Device, tables
 from flowarchive.models.video import VideoModel, net_shapes
@@ -114,7 +113,7 @@ class ChainModel(VideoModel):
         knots, images, _, _ = mixture_curve().tables
         shared = {**tables(), "knots": knots, "images": images, "starts": tilt_starts()}
         core = core_table(self._fineness)
-        made = self._fineness, core, log_table(), curves, shared
+        made = self._fineness, core, curves, shared
         flows = kernels.flows(FLOW_LEVELS, phases, *made)
         return Device(kernels, self.nets, self._filters, flows, self._least_gain)
 

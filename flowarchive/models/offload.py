@@ -37,7 +37,7 @@ from flowarchive.models.form import Form, Front, Step, code_front, steps
 from flowarchive.models.light import Light, code_light
 from flowarchive.models.mixtures import weight_table
 from flowarchive.models.plan import CUT, FAR, LEFT, Choice, choose
-from flowarchive.models.together import Together
+from flowarchive.models.together import Together, side_by_side
 
 Int32 = NDArray[np.int32]
 
@@ -277,11 +277,8 @@ def _push_chunks(
         _code(session, coming)
         for end, step in zip(ends, coming, strict=True):
             end.frame += step.together if step else 0
-    head = np.stack([message.head for message in messages])
-    size = np.array([message.size for message in messages], dtype=np.int32)
-    words = [message.tail[: message.size] for message in messages]
     accounts = [Account(count, message.bits) for message in messages]
-    heads, words, entries = session.push(head, size, words, least_gain)
+    heads, words, entries = session.push(*side_by_side(messages), least_gain)
     for message, left, live in zip(messages, heads, words, strict=True):
         message.head[:], message.tail, message.size = left, live.copy(), len(live)
     for chunk, frame, height, ideal, popped, lowest in entries:
@@ -299,7 +296,7 @@ def _pop_chunks(
     form: Form,
 ) -> list[list[planes.Components]]:
     count, blank = len(unknown), unknown[0]
-    session.take([message.tail[: message.size] for message in messages], messages[0].lanes)
+    session.take(side_by_side(messages)[2], messages[0].lanes)
     ends = [_Unknown(message, blank.luma.shape) for message in messages]
     walks = [steps(end, form.bits, count, blank) for end in ends]
     is_first = True
@@ -319,8 +316,7 @@ def _pop_chunks(
         lights = [(n, first, end.lit) for n, first, end in inter if end.lit is not None]
         for end in ends:
             end.fields.clear()
-        heads = np.stack([message.head for message in messages])
-        sizes = np.array([message.size for message in messages], dtype=np.int32)
+        heads, sizes, _ = side_by_side(messages)
         session.set_messages(heads, sizes, fields, lights)
         _code(session, coming)
     found = session.planes()

@@ -22,7 +22,7 @@ from flowarchive.errors import MessageExhausted
 from flowarchive.exact import IntConv2d, IntGroupNorm
 from flowarchive.flows.integer import Conditioner, IntegerFlow, IntMixture, Level, Prior
 from flowarchive.lengths import log_table
-from flowarchive.models.together import MOST, Together
+from flowarchive.models.together import MOST, Together, side_by_side
 
 MOST_WEIGHT = (1 << 15) - 129
 """Magnitude of the largest weight that is two digits of eight bits."""
@@ -31,8 +31,8 @@ MOST_BYTES = (1 << 31) - 1
 """Of what the networks of a launch see: kernels count them in 32 bits."""
 
 Part = tuple[Any, ...]
-"""Of a frame, what `triton_kernels.stills.Part` has: planes, their rows and columns, the support of
-their symbols, and whether they are chroma."""
+"""Of a frame, what `triton_kernels.session.Part` has: planes, their rows and columns, the support
+of their symbols, and whether they are chroma."""
 
 
 def has_kernels(flow: IntegerFlow) -> bool:
@@ -121,7 +121,7 @@ class Device:
         flat = [np.stack(part).astype(kind).ravel() for part in by_part]
         accounts = [Account(count, message.bits) for message in messages]
         session = self._session(parts, len(chunks), count, bits)
-        heads, words, lengths = session.push(np.concatenate(flat), *_of(messages))
+        heads, words, lengths = session.push(np.concatenate(flat), *side_by_side(messages))
         for message, left, live, account, ideal in zip(
             messages, heads, words, accounts, lengths, strict=True
         ):
@@ -145,7 +145,7 @@ class Device:
             MessageExhausted: A message holds too few bits.
         """
         session = self._session(parts, len(messages), count, bits)
-        heads, sizes, found = session.pop(*_of(messages))
+        heads, sizes, found = session.pop(*side_by_side(messages))
         if int(sizes.min()) < 0:
             raise MessageExhausted("a chunk needs more bits than its message holds")
         for message, head, size in zip(messages, heads, sizes, strict=True):
@@ -180,13 +180,6 @@ class Device:
             "lengths": log_table(),
         }
         return self._kernels.still_session(tables, self._flows, parts, chunks, count, bits)
-
-
-def _of(messages: Sequence[Message]) -> tuple[NDArray[np.uint64], Any, list[NDArray[np.uint32]]]:
-    """Heads [chunks, lanes], sizes [chunks], and live words."""
-    sizes = np.array([message.size for message in messages], dtype=np.int32)
-    words = [message.tail[: message.size] for message in messages]
-    return np.stack([message.head for message in messages]), sizes, words
 
 
 def _level(level: Level) -> tuple[list[Any], Any]:

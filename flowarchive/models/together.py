@@ -15,8 +15,22 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from flowarchive.ans import Message
+
 MOST = 8
 """Chunks that go together: they share the memory of a device."""
+
+
+def side_by_side(
+    messages: Sequence[Message],
+) -> tuple[NDArray[np.uint64], NDArray[np.int32], list[NDArray[np.uint32]]]:
+    """Return heads [chunks, lanes], sizes [chunks] and live words of messages, for a device."""
+    sizes = np.array([message.size for message in messages], dtype=np.int32)
+    words = [message.tail[: message.size] for message in messages]
+    return np.stack([message.head for message in messages]), sizes, words
 
 
 class _Waiting(NamedTuple):

@@ -325,16 +325,17 @@ def print_flows(height: int, width: int, chunks: int) -> None:
     tables = cases._tables()
     pusher = stack.Pusher(tables, cases.empty(torch.int64, lengths.ENTRIES), chunks)
     popper = stack.Popper(messages, tables)
-    coded = [(chunk, 0) for chunk in range(chunks)], lambda: symbols, (mixtures,) * 3, support
+    jobs = [(chunk, 0) for chunk in range(chunks)]
+    batch = stack.Batch(jobs, lambda: symbols, (mixtures,) * 3, support)
 
     def push() -> None:
-        pusher.phase(*coded, steering)
+        pusher.phase(batch, steering)
         (phase,) = pusher._kept
         assert isinstance(phase, stack.Phase)
         pusher._push_phase(messages, phase, 0)
 
     print(f"\nA phase of `chain` that goes by its flow, {chunks} chunks or one:")
-    for name, work in (("push", push), ("pop", lambda: popper.phase(*coded, steering))):
+    for name, work in (("push", push), ("pop", lambda: popper.phase(batch, steering))):
         copies = _Copies()
         with cases.recorded() as kept, copies:
             work()
