@@ -360,7 +360,7 @@ class Message:
 
     @property
     def bits(self) -> float:
-        """Information held beyond the empty message, in bits; for reports only."""
+        """Information held beyond the empty message, in bits, as `lengths` sums them."""
         return 32 * self.size + log2_sum(self.head) - 31 * self.lanes
 
     @property

@@ -134,7 +134,7 @@ def as_int32(name: str, values: ArrayLike) -> Int32:
 
 
 def code_length(freq: Uint32, total: int) -> float:
-    """Return the sum of -log2(freq / total); for reports only."""
+    """Return the sum of -log2(freq / total), as `lengths` sums them."""
     return freq.size * log2_sum(total) - log2_sum(freq)
 
 

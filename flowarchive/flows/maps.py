@@ -212,7 +212,7 @@ class Base:
         return places + self._images[k]
 
     def bits(self, y: ArrayLike) -> float:
-        """Return the ideal code length of y; for reports only."""
+        """Return the ideal code length of y, as `lengths` sums them."""
         values = np.ascontiguousarray(y, dtype=np.int64)
         pieces = self._logit.segments_of(values)
         lost = log2_sum(pieces.v) - log2_sum(pieces.w)

@@ -36,7 +36,7 @@ Int64 = NDArray[np.int64]
 
 
 class Cost(NamedTuple):
-    """What coding a phase took and gave, in bits; for reports only.
+    """What coding a phase took and gave, in bits, as `lengths` sums them.
 
     Attributes:
         ideal: -log2 p of the symbols by the flow.
